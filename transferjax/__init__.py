@@ -1,0 +1,1 @@
+"""transferjax: move what a pretrained network knows into the network you need."""
