@@ -1,0 +1,6 @@
+"""Kernels and solvers that features, scores, objectives, merging and models share: arrays in, arrays out."""
+
+from transferjax.numerics._activation import relu6
+from transferjax.numerics._convolution import conv_general_dilated
+
+__all__ = ["conv_general_dilated", "relu6"]

@@ -1,0 +1,1 @@
+from jax.lax import conv_general_dilated
