@@ -285,11 +285,7 @@ def _segment_regex(segment: str, pattern: str) -> str:
     out, rest = "", segment
     while rest:
         if rest[0] == "{":
-            end, depth = 0, 0
-            for end, character in enumerate(rest):
-                depth += (character == "{") - (character == "}")
-                if depth == 0:
-                    break
+            end = _closing_brace(rest)
             out += _brace_regex(rest[1:end], pattern)
             rest = rest[end + 1 :]
         elif rest[0] == "[" and "]" in rest[2:]:
@@ -301,6 +297,15 @@ def _segment_regex(segment: str, pattern: str) -> str:
             out += {"*": "[^/]*", "?": "[^/]"}.get(rest[0], re.escape(rest[0]))
             rest = rest[1:]
     return out
+
+
+def _closing_brace(text: str) -> int:
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return position
+    raise AssertionError("braces were balanced by _split_outside_braces")
 
 
 def _brace_regex(body: str, pattern: str) -> str:

@@ -1,0 +1,199 @@
+"""The fine-tuning step: one jitted program that costs only what learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transferjax._context import tracing_step
+from transferjax._errors import DataError, TransferError, describe
+from transferjax._types import Batch, Loss, Objective, Params, Tuning
+from transferjax.finetune._state import FinetuneState
+from transferjax.tree import Selector, as_selector, flatten, training_selector
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled fine-tuning step; call it as ``step(state, frozen, batch) -> (state, metrics)``.
+
+    ``state`` is donated: its buffers are reused for the state that comes back. ``frozen`` and ``batch`` are only read.
+
+    Attributes:
+      objective: what is minimised.
+      tuning: what learns.
+      tx: the optax transform.
+      accumulate: into how many equal parts a batch is split.
+      train: which modules run in training mode; ``None``: those of which the tuning trains a leaf.
+      jitted: the program itself: ``jitted(objective, state, frozen, batch, proceed) -> (state, metrics)``.
+    """
+
+    objective: Objective
+    tuning: Tuning
+    tx: optax.GradientTransformation
+    accumulate: int = 1
+    train: bool | Selector | None = None
+    jitted: Any = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "jitted", jax.jit(self._run, donate_argnums=1))
+
+    def __call__(self, state: FinetuneState, frozen: Params, batch: Batch) -> tuple[FinetuneState, dict[str, Any]]:
+        return self.jitted(self.objective, state, frozen, batch, True)
+
+    def _run(self, objective, state, frozen, batch, proceed):
+        key = jax.random.fold_in(state.key, state.step)
+        train = training_mode(self.tuning, state.trainable, frozen) if self.train is None else self.train
+        with tracing_step(state.step):
+            value, metrics, extra, gradients = _gradients(self, objective, state, frozen, batch, key, train)
+        finite = jnp.isfinite(value)
+        for leaf in jax.tree.leaves(gradients):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        finite &= proceed
+        updates, opt_state = optax.with_extra_args_support(self.tx).update(
+            gradients, state.opt_state, state.trainable, value=value
+        )
+        trainable = optax.apply_updates(state.trainable, updates)
+        new = FinetuneState(state.step + 1, state.key, trainable, extra, opt_state)
+        # A select per leaf, not a cond: it fuses into the update and keeps the donated buffers in place.
+        kept = jax.tree.map(lambda fresh, old: fresh if fresh is old else jnp.where(finite, fresh, old), new, state)
+        return kept, {**metrics, "loss": value, "finite": finite}
+
+
+def make_step(
+    objective: Objective,
+    tuning: Tuning,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    train: bool | Selector | str | None = None,
+) -> Step:
+    """One jitted fine-tuning step.
+
+    Gradients, optimizer state and accumulators exist for the trainable leaves only; the state is donated, the frozen
+    weights are an argument that is only read. Where the loss or a gradient is not finite, the old state is kept and
+    ``metrics["finite"]`` is ``False``.
+
+    Args:
+      objective: ``(params, extra, batch, key, train) -> Loss``; its arrays enter as arguments.
+      tuning: what learns.
+      tx: an optax transform; clipping and other global transforms see the trainable leaves only.
+      accumulate: the batch is split into that many equal parts (every ``accumulate``-th example), whose gradients are
+        averaged inside the one program.
+      train: which modules run in training mode: ``True``, ``False`` or a selector over module paths; ``None``: the
+        modules of which the tuning trains at least one leaf.
+
+    Returns:
+      A :class:`Step`.
+
+    Raises:
+      TransferError: ``accumulate`` is below 1, or the objective or tuning is no such thing.
+
+    >>> import jax, jax.numpy as jnp, optax, transferjax as tj
+    >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
+    >>> model = tj.Model(apply, None, {"head": jnp.ones(()), "stem": jnp.ones(())}, {})
+    >>> tuning, tx = tj.train("head"), optax.sgd(0.25)
+    >>> step = make_step(tj.objectives.mean_squared_error(apply), tuning, tx)
+    >>> state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
+    >>> state, metrics = step(state, frozen, {"inputs": jnp.ones(4), "labels": jnp.zeros(4)})
+    >>> float(state.trainable["head"]), float(metrics["loss"])
+    (0.5, 1.0)
+    """
+    if not callable(objective):
+        raise TransferError(f"make_step() expects an Objective first, got {describe(objective)}.")
+    if not isinstance(tuning, Tuning):
+        raise TransferError(f"make_step() expects a Tuning second, got {describe(tuning)}: write tj.train('head/**').")
+    if accumulate < 1:
+        raise TransferError(f"make_step() expects accumulate of at least 1, got {accumulate}.")
+    mode = train if train is None or isinstance(train, bool) else as_selector(train)
+    if not isinstance(objective, jax.tree_util.Partial):
+        objective = jax.tree_util.Partial(objective)
+    return Step(objective, tuning, tx, accumulate, mode)
+
+
+def training_mode(tuning: Tuning, trainable: Any, frozen: Any) -> Selector:
+    """The modules of which a tuning trains at least one of the module's own leaves.
+
+    A leaf trains itself when ``merge`` passes it on as it is; an adapter beside a frozen kernel does not count.
+
+    >>> import jax, transferjax as tj
+    >>> tuning = tj.train("head/bn/**")
+    >>> params = {"head": {"bn": {"scale": 1.0}, "fc": {"kernel": 1.0}}}
+    >>> selector = training_mode(tuning, *tuning.init(jax.random.key(0), params))
+    >>> selector("head/bn"), selector("head/fc")
+    (True, False)
+    """
+    every: list[str] = []
+    found: list[str] = []
+
+    def probe(trainable, frozen):
+        own = {id(leaf) for leaf in jax.tree.leaves(trainable)}
+        for path, leaf in flatten(tuning.merge(trainable, frozen))[0]:
+            every.append(path)
+            if id(leaf) in own:
+                found.append(path)
+        return ()
+
+    jax.eval_shape(probe, trainable, frozen)
+    return training_selector(every, found)
+
+
+def _gradients(step: Step, objective, state, frozen, batch, key, train):
+    """Loss, metrics, new extra and the gradients of the trainable leaves, averaged over the parts of the batch."""
+
+    def loss(trainable, extra, part, key):
+        result = objective(step.tuning.merge(trainable, frozen), extra, part, key, train)
+        if not isinstance(result, Loss):
+            raise TransferError(f"an Objective returns Loss(value, metrics, extra), got {describe(result)}.")
+        return result.value, (result.metrics, result.extra)
+
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    if step.accumulate == 1:
+        (value, (metrics, extra)), gradients = differentiate(state.trainable, state.extra, batch, key)
+        return value, metrics, extra, gradients
+
+    parts = _parts(batch, step.accumulate)
+    shares = _shares(parts, step.accumulate)
+
+    def one(carry, inputs):
+        extra, total = carry
+        number, share, part = inputs
+        (value, (metrics, extra)), gradients = differentiate(
+            state.trainable, extra, part, jax.random.fold_in(key, number)
+        )
+        total = jax.tree.map(lambda a, g: a + share * g.astype(a.dtype), total, gradients)
+        return (extra, total), (value, metrics)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.trainable)
+    (extra, total), (values, metrics) = jax.lax.scan(
+        one, (state.extra, zeros), (jnp.arange(step.accumulate), shares, parts)
+    )
+    gradients = jax.tree.map(lambda g, x: g.astype(x.dtype), total, state.trainable)
+    metrics = {name: jnp.tensordot(shares, each, 1) for name, each in metrics.items()}
+    return jnp.dot(shares, values), metrics, extra, gradients
+
+
+def _parts(batch: Batch, count: int) -> Any:
+    """The batch as ``count`` parts on a new leading axis: every ``count``-th example, so that shards stay in place."""
+
+    def one(path, leaf):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] % count:
+            raise DataError(
+                f"batch entry '{path}' is {describe(leaf)}; expected a leading axis that {count} equal parts divide. "
+                "Choose a batch size that is a multiple of accumulate."
+            )
+        return jnp.moveaxis(jnp.reshape(leaf, (-1, count, *jnp.shape(leaf)[1:])), 1, 0)
+
+    flat, treedef = flatten(batch)
+    return jax.tree.unflatten(treedef, [one(path, leaf) for path, leaf in flat])
+
+
+def _shares(parts: Any, count: int) -> jax.Array:
+    """How much each part counts in the mean over the whole batch: its share of the weights."""
+    if "weight" not in parts:
+        return jnp.full((count,), 1.0 / count)
+    sums = jnp.sum(parts["weight"], axis=1)
+    return sums / jnp.maximum(jnp.sum(sums), 1e-9)
