@@ -1,0 +1,22 @@
+"""Where weights come from: rules, and the plan that accounts for every leaf."""
+
+from transferjax.surgery._build import plan
+from transferjax.surgery._ops import Spec
+from transferjax.surgery._plan import Move, Plan
+from transferjax.surgery._rules import (
+    Rule,
+    cast,
+    dots_to_slashes,
+    fresh,
+    permute,
+    rename,
+    reshape,
+    torch_layout,
+    waive,
+)  # fmt: skip
+from transferjax.surgery._trees import assemble, leaves
+
+__all__ = [
+    "Move", "Plan", "Rule", "Spec", "assemble", "cast", "dots_to_slashes", "fresh", "leaves", "permute", "plan",
+    "rename", "reshape", "torch_layout", "waive",
+]  # fmt: skip

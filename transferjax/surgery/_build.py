@@ -1,0 +1,191 @@
+"""plan: rules, source shapes and a target become a Plan, or one error that lists everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transferjax._errors import PlanError
+from transferjax.surgery import _problems as say
+from transferjax.surgery._ops import Op, Spec, spec_of
+from transferjax.surgery._ops import infer as infer_ops
+from transferjax.surgery._plan import Move, Plan
+from transferjax.surgery._rules import Fresh, Rename, Rule, Transform, Waive
+from transferjax.surgery._trees import leaves
+from transferjax.tree import natural
+
+
+def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
+    """A plan that accounts for every leaf of a source and of a target, from shapes only.
+
+    Every target leaf has exactly one origin: the source leaf of its name (after ``rename``), or its own initial
+    value (``fresh``). Every source leaf is used, waived, or led to a fresh leaf. Rules only do what is written:
+    no leaf is transposed, cast or skipped because its shape suggests it. ``permute``, ``reshape`` and ``cast`` run
+    on a leaf in the order in which they are given; the order of all other rules does not matter.
+
+    Args:
+      source_shapes: ``{name: leaf}`` as ``Checkpoint.shapes``, or any tree or Model; leaves need shape and dtype.
+      target: the tree or ``Model`` to fill, concrete or abstract; of a Model, params and extra.
+      rules: from ``rename, permute, reshape, cast, fresh, waive`` and the ready lists of them.
+
+    Returns:
+      A :class:`Plan`.
+
+    Raises:
+      PlanError: a leaf has no origin or two, is left over, or has another shape or dtype than expected; a rule does
+        nothing; two rules claim one name. All problems are listed at once, with the nearest candidates.
+
+    >>> import numpy as np
+    >>> source = {"fc.weight": np.zeros((3, 2), np.float32), "fc.steps": np.zeros((), np.int64)}
+    >>> target = {"fc": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
+    >>> from transferjax.surgery import fresh, permute, rename, waive
+    >>> plan(source, target, rename(r"(\\w+)\\.weight", r"\\1/kernel"), permute("**/kernel", (1, 0)),
+    ...      fresh("fc/bias"), waive("*.steps"))
+    Plan(2 sources -> 2 targets: 0 copied, 1 transformed, 1 fresh, 1 waived)
+    """
+    for number, rule in enumerate(rules):
+        if not isinstance(rule, Rule):
+            raise PlanError(
+                f"rule {number} of the plan is {type(rule).__name__}; expected a rule such as fresh(...). "
+                "Write a list of rules with a star: plan(shapes, target, *rules)."
+            )
+    sides = _Sides(leaves(source_shapes), leaves(target), tuple(rules))
+    routes = _route(sides)
+    moves = [_move(sides, path, routes.get(path)) for path in sides.targets]
+    _account(sides, routes)
+    sides.problems.raise_all()
+    used = set(routes.values())
+    waived = tuple(name for name in sides.sources if name not in used)
+    return Plan(tuple(moves), waived, sides.targets, sides.sources)
+
+
+class _Sides:
+    """Both sides as specs, what each rule selects, and the problems found so far."""
+
+    def __init__(self, source: Mapping[str, Any], target: Mapping[str, Any], rules: tuple[Rule, ...]):
+        self.sources = {name: spec_of(leaf, name, "source") for name, leaf in source.items()}
+        self.targets = {path: spec_of(leaf, path, "target") for path, leaf in target.items()}
+        self.rules = rules
+        self.problems = say.Problems()
+        self.transforms: dict[str, list[Transform]] = {}
+        self.fresh = self._claimed(Fresh, target)
+        self.waived = self._claimed(Waive, source)
+        self.changed: set[int] = set()  # transforms that made an operation, by id
+        for rule in rules:
+            if isinstance(rule, Transform):
+                chosen = [path for path, leaf in target.items() if rule.selector(path, leaf)]
+                if not chosen:
+                    self.problems.add("idle", say.idle(rule, rule.selector, self.targets, "target"))
+                for path in chosen:
+                    self.transforms.setdefault(path, []).append(rule)
+        self.surplus: dict[str, str] = {}
+
+    def _claimed(self, kind: type[Fresh] | type[Waive], side: Mapping[str, Any]) -> dict[str, list[Rule]]:
+        """The leaves that rules of one kind claim, each with these rules; a rule that claims nothing new is idle."""
+        noun = "target" if kind is Fresh else "source"
+        rules = [rule for rule in self.rules if isinstance(rule, kind)]
+        claims = [[name for name, leaf in side.items() if rule.selector(name, leaf)] for rule in rules]
+        out: dict[str, list[Rule]] = {}
+        for rule, names in zip(rules, claims, strict=True):
+            for name in names:
+                out.setdefault(name, []).append(rule)
+        for rule, names in zip(rules, claims, strict=True):
+            if not names:
+                self.problems.add("idle", say.idle(rule, rule.selector, side, noun))
+            elif all(len(out[name]) > 1 for name in names):
+                other = next(one for one in out[names[0]] if one is not rule)
+                self.problems.add("idle", f"{rule!r} adds nothing: {other!r} selects the same leaves. Remove one.")
+        return out
+
+
+class _Names(NamedTuple):
+    """The target path of each source name, and the rule that made it."""
+
+    paths: dict[str, str]
+    why: dict[str, Rename | None]
+
+
+def _rename(sides: _Sides) -> _Names:
+    rules = [rule for rule in sides.rules if isinstance(rule, Rename)]
+    first = [rule for rule in rules if not rule.otherwise]
+    last = [rule for rule in rules if rule.otherwise]
+    matched: set[int] = set()
+    out = _Names({}, {})
+    for name in sides.sources:
+        found = [(r, new) for r in first if (new := r(name)) is not None]
+        found = found or [(r, new) for r in last if (new := r(name)) is not None]
+        matched |= {id(rule) for rule, new in found if new != name}
+        if len(found) > 1 and name not in sides.waived:
+            sides.problems.add("overlap", say.overlap(name, [repr(rule) for rule, _ in found]))
+        out.paths[name] = found[0][1] if found else name
+        out.why[name] = found[0][0] if found else None
+    for rule in rules:
+        if id(rule) not in matched:
+            sides.problems.add("idle", say.idle_rename(rule, sides.sources))
+    return out
+
+
+def _route(sides: _Sides) -> dict[str, str]:
+    """``{target path: source name}``; what leads nowhere goes to ``sides.surplus``."""
+    names = _rename(sides)
+    routes: dict[str, str] = {}
+    for name, path in names.paths.items():
+        if name in sides.waived or path in sides.fresh:
+            continue
+        if path not in sides.targets:
+            sides.surplus[name] = path
+        elif path in routes:
+            both = [(one, names.why[one]) for one in (routes[path], name)]
+            sides.problems.add("two sources", say.two_sources(path, both))
+        else:
+            routes[path] = name
+    return routes
+
+
+def _move(sides: _Sides, path: str, source: str | None) -> Move:
+    if source is None:
+        return Move(path, None)
+    ops: list[Op] = []
+    came, by = sides.sources[source], None
+    for rule in sides.transforms.get(path, ()):
+        try:
+            op = rule.op(came)
+            if op is None:
+                continue
+            if ops and ops[-1][0] == op[0]:
+                raise PlanError(f"{by!r} and {rule!r} follow each other on one leaf. Write one rule for both.")
+            ops.append(op)
+            came, by = infer_ops([op], [came]), rule
+            sides.changed.add(id(rule))
+        except PlanError as error:
+            sides.problems.add("operation", f"target '{path}' from source '{source}': {error}")
+            sides.changed.add(id(rule))
+            return Move(path, source)
+    _compare(sides, path, source, came, ops)
+    return Move(path, source, tuple(ops))
+
+
+def _compare(sides: _Sides, path: str, source: str, came: Spec, ops: Sequence[Op]) -> None:
+    expected = sides.targets[path]
+    if came.shape != expected.shape:
+        sides.problems.add("shape", say.wrong_shape(path, expected, source, sides.sources[source], came, ops), path)
+    elif came.dtype != expected.dtype:
+        sides.problems.add("dtype", say.wrong_dtype(path, expected, source, came), path)
+
+
+def _account(sides: _Sides, routes: Mapping[str, str]) -> None:
+    """Transforms that never changed a leaf, target leaves without an origin, source leaves left over."""
+    for rule in dict.fromkeys(r for r in sides.rules if isinstance(r, Transform)):
+        chosen = [path for path, found in sides.transforms.items() if rule in found]
+        # A rule whose leaves are all fresh is kept: a model's ready rules are combined with fresh(...) of its head.
+        if any(path in routes for path in chosen) and id(rule) not in sides.changed:
+            sides.problems.add("idle", say.idle_transform(rule, chosen))
+    missing = [path for path in sides.targets if path not in routes and path not in sides.fresh]
+    unused = {name: sides.sources[name] for name in sides.surplus}
+    finder = say.Finder(unused)
+    for path in missing:
+        sides.problems.add("missing", lambda p=path: say.missing(p, sides.targets[p], finder, sides.waived), path)
+    finder_targets = say.Finder({path: sides.targets[path] for path in missing})
+    for name in sorted(sides.surplus, key=natural):
+        told = lambda n=name: say.surplus(n, sides.sources[n], sides.surplus[n], finder_targets)
+        sides.problems.add("surplus", told, name)

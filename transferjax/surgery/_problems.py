@@ -1,0 +1,181 @@
+"""What can be wrong with a plan, said so that the next line to write is clear."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+from transferjax._errors import PlanError, listing, nearest_hint
+from transferjax.surgery._ops import Op, Spec, castable, show
+from transferjax.surgery._rules import Rename, Rule, Transform, _raw
+
+LIMIT = 8  # problems told in full, per kind
+REST = {
+    "idle": "more rules that do nothing",
+    "overlap": "more source names that two rules match",
+    "two sources": "more target leaves with two sources",
+    "operation": "more operations that do not fit",
+    "shape": "more target leaves of another shape",
+    "dtype": "more target leaves of another dtype",
+    "missing": "more target leaves without a source",
+    "surplus": "more source leaves that nothing uses",
+}
+
+
+class Problems:
+    """Problems by kind; told all at once, the first of each kind in full."""
+
+    def __init__(self):
+        self._told: dict[str, list[Callable[[], str] | str]] = {kind: [] for kind in REST}
+        self._names: dict[str, list[str]] = {kind: [] for kind in REST}
+
+    def add(self, kind: str, text: Callable[[], str] | str, name: str = "") -> None:
+        """Notes a problem; the text may be a function, called only if it is told."""
+        self._told[kind].append(text)
+        self._names[kind].append(name)
+
+    def raise_all(self) -> None:
+        """Raises a PlanError if there is any problem."""
+        total = sum(map(len, self._told.values()))
+        if not total:
+            return
+        lines = []
+        for kind, texts in self._told.items():
+            lines += [text if isinstance(text, str) else text() for text in texts[:LIMIT]]
+            if len(texts) > LIMIT:
+                names = [name for name in self._names[kind][LIMIT:] if name]
+                lines.append(f"{len(texts) - LIMIT} {REST[kind]}{': ' + listing(names) if names else ''}.")
+        if total == 1:
+            raise PlanError(lines[0])
+        raise PlanError("\n".join([f"the plan has {total:,} problems:", *(f"- {line}" for line in lines)]))
+
+
+class Finder:
+    """Nearest leaves by name and by shape up to a permutation; a cheap score first, spelling only for the best."""
+
+    def __init__(self, pool: Mapping[str, Spec]):
+        self.pool = dict(pool)
+        self._tokens: dict[str, frozenset[str]] | None = None
+
+    def nearest(self, name: str, spec: Spec, count: int = 3) -> list[str]:
+        """The ``count`` best names of the pool, best first."""
+        if self._tokens is None:
+            self._tokens = {one: _tokens(one) for one in self.pool}
+        mine, size = _tokens(name), sorted(spec.shape)
+        fits = {one: sorted(other.shape) == size for one, other in self.pool.items()}
+        score = lambda one: len(mine & self._tokens[one]) / (len(mine | self._tokens[one]) or 1) + fits[one]  # type: ignore[index]
+        best = sorted(self.pool, key=lambda one: (-score(one), one))[:24]
+        spelled = lambda one: score(one) + SequenceMatcher(None, name, one).ratio()
+        return sorted(best, key=lambda one: (-spelled(one), one))[:count]
+
+    def hint(self, name: str, spec: Spec) -> tuple[str, str | None]:
+        """`` Nearest: ...`` for a message, and the first candidate if its sizes fit."""
+        found = self.nearest(name, spec)
+        if not found:
+            return "", None
+        fits = sorted(self.pool[found[0]].shape) == sorted(spec.shape)
+        return f" Nearest: {', '.join(f'{one!r} {self.pool[one]}' for one in found)}.", found[0] if fits else None
+
+
+def idle(rule: Rule, selector: Any, side: Mapping[str, Any], noun: str) -> str:
+    """A rule whose selector matches nothing."""
+    near = nearest_hint(str(selector).strip("'"), _some(str(selector), side))
+    return f"{rule!r} does nothing: it matched none of {len(side):,} {noun} leaves.{near} Correct it or remove it."
+
+
+def idle_rename(rule: Rename, side: Mapping[str, Any]) -> str:
+    """A rename rule that changes no name."""
+    plain = re.sub(r"\\(.)|\(\\d\+\)", lambda m: m[1] or "0", rule.pattern.pattern)
+    why = "no name that it alone is for" if rule.otherwise else "no name in full"
+    near = nearest_hint(plain, _some(plain, side))
+    return f"{rule!r} does nothing: it matched {why} of {len(side):,} source leaves.{near} Correct it or remove it."
+
+
+def idle_transform(rule: Transform, chosen: Sequence[str]) -> str:
+    """A transform that leaves each of its leaves as it is."""
+    return f"{rule!r} does nothing: {listing([repr(p) for p in chosen], 3)} come in that form already. Remove it."
+
+
+def overlap(name: str, rules: Sequence[str]) -> str:
+    """Two rename rules that match one name."""
+    return (
+        f"source '{name}' is matched by {' and by '.join(rules)}. Expected one rename rule per name: make one pattern "
+        "narrower, or pass otherwise=True to the one that is for all remaining names."
+    )
+
+
+def two_sources(path: str, both: Iterable[tuple[str, Rename | None]]) -> str:
+    """Two source leaves that lead to one target leaf."""
+    told = [f"'{name}' (by {rule!r})" if rule else f"'{name}' (its own name)" for name, rule in both]
+    return f"target '{path}' has two sources: {' and '.join(told)}. Waive one, or rename it to another path."
+
+
+def wrong_shape(path: str, expected: Spec, source: str, spec: Spec, came: Spec, ops: Sequence[Op]) -> str:
+    """A leaf of another shape than the target's."""
+    through = f" through {', '.join(map(show, ops))}" if ops else ""
+    was = f"{spec}{through}, which makes {came.shape}" if ops else str(spec)
+    return f"target '{path}' expects {expected}; source '{source}' is {was}. {_shape_advice(path, expected, came)}"
+
+
+def wrong_dtype(path: str, expected: Spec, source: str, came: Spec) -> str:
+    """A leaf of another dtype than the target's."""
+    write = (
+        f"Write cast('{path}', '{expected.dtype}') (cast('**', '{expected.dtype}') for all)."
+        if castable(came.dtype, expected.dtype)
+        else f"No cast keeps its numbers: give the target leaf the dtype {came.dtype}, or write fresh('{path}')."
+    )
+    return f"target '{path}' expects {expected}; source '{source}' comes as {came}. {write}"
+
+
+def missing(path: str, spec: Spec, unused: Finder, waived: Mapping[str, Sequence[Rule]]) -> str:
+    """A target leaf without an origin."""
+    near, fitting = unused.hint(path, spec)
+    near = near.replace(" Nearest:", " Nearest unused:") or " Every source leaf is used or waived."
+    write = f"rename({_raw(re.escape(fitting))}, '{path}') or " if fitting else ""
+    told = f" (source '{path}' is waived by {waived[path][0]!r})" if path in waived else ""
+    return f"target '{path}' {spec} has no source{told}.{near} Write {write}fresh('{path}')."
+
+
+def surplus(name: str, spec: Spec, path: str, missing_targets: Finder) -> str:
+    """A source leaf that nothing uses."""
+    near, fitting = missing_targets.hint(path, spec)
+    near = near.replace(" Nearest:", " Nearest without a source:")
+    to = "" if path == name else f", which rename leads to '{path}',"
+    write = f"rename({_raw(re.escape(name))}, '{fitting}') or " if fitting else ""
+    return f"source '{name}' {spec}{to} has no target.{near} Write {write}waive('{name}')."
+
+
+def _shape_advice(path: str, expected: Spec, came: Spec) -> str:
+    keep = f"fresh('{path}') to keep the target's own values"
+    if sorted(came.shape) == sorted(expected.shape):
+        return f"The sizes are the same: write permute('{path}', {_axes(came.shape, expected.shape)}), or {keep}."
+    if math.prod(came.shape) == math.prod(expected.shape):
+        return f"The number of elements is the same: write reshape('{path}', {expected.shape}), or {keep}."
+    return f"Write {keep}."
+
+
+def _axes(came: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes that make one shape from the other: torch's convolution layout if it fits, else the first that do."""
+    torch = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}.get(len(came))
+    if torch and tuple(came[a] for a in torch) == expected:
+        return torch
+    left = list(range(len(came)))
+    out = []
+    for size in expected:
+        axis = next(a for a in left if came[a] == size)
+        left.remove(axis)
+        out.append(axis)
+    return tuple(out)
+
+
+def _tokens(name: str) -> frozenset[str]:
+    return frozenset(token for token in re.split(r"[^A-Za-z0-9]+", name.lower()) if token)
+
+
+def _some(name: str, side: Mapping[str, Any], limit: int = 200) -> list[str]:
+    """At most ``limit`` names that share most words with ``name``, so that spelling stays cheap to compare."""
+    words = _tokens(name)
+    return sorted(side, key=lambda one: (-len(words & _tokens(one)), one))[:limit]
