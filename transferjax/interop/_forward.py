@@ -1,0 +1,281 @@
+"""The one form of a forward pass below every Model: hooks in, outputs and what was captured out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from transferjax._errors import SelectionError, TransferError, listing, nearest_hint
+from transferjax._types import Array, Extra, Model, Params, Preprocess, PyTree
+from transferjax.tree import Selector, as_selector, path_string
+from transferjax.tree._modules import Auxiliary, TrainedModules
+
+Train = bool | Selector | str
+
+INVERSE_FLAGS = ("deterministic", "use_running_average", "inference")
+"""Flags that are true in inference mode; every other flag is true in training mode."""
+
+PERSISTENT = ("cache",)
+"""Kinds of ``extra`` that change in inference mode too (an autoregressive cache is no statistic)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Insert:
+    """A function on the output of the modules that ``at`` selects: ``function(aux, output) -> output``."""
+
+    at: tuple[Selector, ...]
+    function: Callable[[Mapping[str, PyTree], Any], Any]
+
+    def __call__(self, path: str) -> bool:
+        return chosen(self.at, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What one forward pass is asked for; lives while it is traced, never longer.
+
+    Attributes:
+      key: randomness of this pass, or ``None``.
+      train: ``False``, ``True`` or a selector over module paths.
+      momentum: of every BatchNorm that moves its statistics, or ``None`` for the module's own.
+      at: selectors of the module paths whose outputs are returned.
+      inserts: functions on module outputs, applied in this order.
+      aux: the weights that the model does not have, by name.
+    """
+
+    key: Array | None = None
+    train: bool | Selector = False
+    momentum: Any = None
+    at: tuple[Selector, ...] = ()
+    inserts: tuple[Insert, ...] = ()
+    aux: Mapping[str, PyTree] = dataclasses.field(default_factory=Auxiliary)
+
+    def on(self, path: str) -> bool:
+        """Whether the module at ``path`` is in training mode."""
+        return self.train if isinstance(self.train, bool) else self.train(path)
+
+    def capturing(self, path: str) -> bool:
+        """Whether the outputs of the module at ``path`` are asked for; the root never is: it is the output."""
+        return path != "" and chosen(self.at, path)
+
+    def inserted(self, path: str) -> tuple[Insert, ...]:
+        """The functions to apply to the outputs of the module at ``path``."""
+        return tuple(insert for insert in self.inserts if path != "" and insert(path))
+
+
+class Pass(NamedTuple):
+    """What one forward pass gives back.
+
+    Attributes:
+      outputs: of the model.
+      extra: in the structure that came in.
+      captured: module path to its outputs, one entry per call.
+      modules: the path of every module there is.
+    """
+
+    outputs: Any
+    extra: Extra
+    captured: dict[str, list[Any]]
+    modules: tuple[str, ...]
+
+
+class Forward(Protocol):
+    """A network of any framework, or a layer around one; hashable, equal to itself only or by its fields."""
+
+    def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass: ...
+
+    def modules(self) -> tuple[str, ...] | None:
+        """Module paths that are known without a forward pass; ``None``: unknown."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """``Model.apply``: ``(params, extra, inputs, *, key=None, train=False) -> (outputs, extra)``."""
+
+    forward: Forward
+
+    def __call__(
+        self, params: Params, extra: Extra, inputs: Any, *, key: Array | None = None, train: Train = False
+    ) -> tuple[Any, Extra]:
+        passed = run(self.forward, params, extra, inputs, Hooks(key=key, train=_train(train)))
+        return passed.outputs, passed.extra
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """``Model.capture``: as ``apply`` with ``at``, and returns ``(outputs, extra, {path: array})``."""
+
+    forward: Forward
+
+    def __call__(
+        self,
+        params: Params,
+        extra: Extra,
+        inputs: Any,
+        at: Selector | str | Iterable[Selector | str],
+        *,
+        key: Array | None = None,
+        train: Train = False,
+    ) -> tuple[Any, Extra, dict[str, Array]]:
+        selectors = as_selectors(at)
+        if not selectors:
+            raise SelectionError("capture() expects at least one module: a selector, a glob, or a list of them.")
+        passed = run(self.forward, params, extra, inputs, Hooks(key=key, train=_train(train), at=selectors))
+        return passed.outputs, passed.extra, _named(passed)
+
+
+def build(forward: Forward, params: Params, extra: Extra, preprocess: Preprocess | None = None) -> Model:
+    """A Model over one forward pass."""
+    return Model(Apply(forward), Capture(forward), params, extra, preprocess)
+
+
+def rebuild(model: Model, forward: Forward, **changed: Any) -> Model:
+    """The same Model over another forward pass."""
+    return model._replace(apply=Apply(forward), capture=Capture(forward), **changed)
+
+
+def forward_of(model: Model, verb: str) -> Forward:
+    """What a Model runs.
+
+    Raises:
+      TransferError: its ``apply`` was not made by ``transferjax.interop``.
+    """
+    if not isinstance(model, Model) or not isinstance(model.apply, Apply):
+        got = type(model.apply).__name__ if isinstance(model, Model) else type(model).__name__
+        raise TransferError(
+            f"{verb}() expects a Model made by transferjax.interop.nnx, linen or pure, got {got}. "
+            "Wrap a function of your own first: tj.interop.pure(apply, params, extra)."
+        )
+    return model.apply.forward
+
+
+def run(forward: Forward, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
+    """One forward pass, and the law that no selector is idle.
+
+    Raises:
+      SelectionError: ``train``, ``at`` or an inserted function selects no module.
+    """
+    passed = forward(params, extra, inputs, hooks)
+    if not isinstance(hooks.train, bool) and not isinstance(hooks.train.function, TrainedModules):
+        check_used((hooks.train,), passed.modules, "train=")
+    check_used(hooks.at, tuple(m for m in passed.modules if m), "capture()")
+    return passed
+
+
+def check_used(selectors: Iterable[Selector], modules: tuple[str, ...], where: str) -> None:
+    """Raises when one of the selectors matches none of the modules."""
+    for selector in selectors:
+        if any(selector(path) for path in modules):
+            continue
+        if not any(modules):
+            raise SelectionError(
+                f"{where}: selector {selector!r} matched nothing, as the model names no modules. "
+                "In a plain function name a value with transferjax.interop.mark(path, value)."
+            )
+        hint = nearest_hint(selector.name.strip("'"), [m for m in modules if m])
+        noun = "module" if len(modules) == 1 else "modules"
+        raise SelectionError(
+            f"{where}: selector {selector!r} matched none of {len(modules)} {noun}.{hint} "
+            "Module paths are meant ('blocks/3/bn'), not those of parameters."
+        )
+
+
+def chosen(selectors: tuple[Selector, ...], path: str) -> bool:
+    """Whether any of the selectors selects the path."""
+    return any(selector(path) for selector in selectors)
+
+
+def as_selectors(value: Selector | str | Iterable[Selector | str]) -> tuple[Selector, ...]:
+    """One selector, glob, or an iterable of them, as a tuple."""
+    if isinstance(value, Selector | str):
+        return (as_selector(value),)
+    if not isinstance(value, Iterable):
+        return (as_selector(value),)  # raises
+    return tuple(as_selector(one) for one in value)
+
+
+def flag_value(name: str, on: bool) -> bool:
+    """What a mode flag is set to in a module that is (not) in training mode."""
+    return not on if name in INVERSE_FLAGS else on
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as call arguments: a mapping becomes keywords."""
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+
+
+def owner(path: str, modules: Iterable[str]) -> str:
+    """The innermost module that a leaf path lies in; the root when there is none."""
+    known = set(modules)
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        if path in known:
+            return path
+    return ""
+
+
+def missing_key(stream: str) -> TransferError:
+    """The error for randomness that was asked for without a key."""
+    return TransferError(
+        f"the model draws from its random stream '{stream}' in training mode, but key is None. "
+        "Pass key=jax.random.key(seed), and another key at every step."
+    )
+
+
+def _train(train: Train) -> bool | Selector:
+    """``train`` as a bool or Selector.
+
+    Raises:
+      SelectionError: it is neither, nor a glob.
+    """
+    if isinstance(train, bool):
+        return train
+    if isinstance(train, Selector | str):
+        return as_selector(train)
+    raise SelectionError(
+        f"train= expects False, True, or a selector of module paths such as 'head/**', got {type(train).__name__}. "
+        "It is static: mark it so in jax.jit (static_argnames='train')."
+    )
+
+
+def _named(passed: Pass) -> dict[str, Array]:
+    """Captured outputs by name: ``path``, ``path#2`` for a second call, ``path/0`` for parts of a tuple."""
+    out: dict[str, Array] = {}
+    for path, calls in passed.captured.items():
+        for number, value in enumerate(calls, start=1):
+            name = path if number == 1 else f"{path}#{number}"
+            for keys, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+                out[f"{name}/{path_string(keys)}" if keys else name] = leaf
+    return out
+
+
+def unnest(tree: PyTree, names: Iterable[str], what: str) -> dict[str, Any]:
+    """Leaves of nested dicts by path, checked against the names that a model has.
+
+    Raises:
+      SelectionError: a leaf is missing or too many.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        for key, child in node.items():
+            if isinstance(child, Mapping):
+                walk(f"{prefix}{key}/", child)
+            else:
+                found[f"{prefix}{key}"] = child
+
+    walk("", tree if isinstance(tree, Mapping) else {"": tree})
+    wanted = set(names)
+    if found.keys() != wanted:
+        missing, surplus = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+        parts = [f"lacks {listing(missing, 3)}"] * bool(missing) + [f"has the unknown {listing(surplus, 3)}"] * bool(
+            surplus
+        )
+        raise SelectionError(
+            f"{what} {' and '.join(parts)}. Expected the {len(wanted)} leaves of the model's own {what}."
+        )
+    return found
