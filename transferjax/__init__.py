@@ -6,7 +6,7 @@ models. Everything is a pure function over parameter pytrees; see the README for
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transferjax import optim, tree, tuning
 from transferjax._errors import (
@@ -33,6 +33,25 @@ from transferjax.finetune import (
 from transferjax.optim import per_group
 from transferjax.tree import Selector, copy, everything, fill, glob, label, mask, paths, regex, split, summary, where
 from transferjax.tuning import bias_only, chain, full, last, lora, norm_only, train
+
+if TYPE_CHECKING:
+    from transferjax import (
+        cli,
+        data,
+        finetune,
+        interop,
+        io,
+        models,
+        numerics,
+        objectives,
+        program,
+        report,
+        surgery,
+        testing,
+    )
+    from transferjax.finetune import explain, frozen_is_frozen
+    from transferjax.interop import extend, strip
+    from transferjax.tuning import stages
 
 __version__ = "0.1.0"
 

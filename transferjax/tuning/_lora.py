@@ -88,7 +88,7 @@ def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, ran
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilised else rank)
 
     def create(key, path, leaf):
-        shape = tuple(getattr(leaf, "shape", ()))
+        shape: tuple[int, ...] = tuple(getattr(leaf, "shape", ()))
         if len(shape) not in (2, 4) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise SelectionError(
                 f"lora() expects kernels [in, out] or [h, w, in, out]; '{path}' is {describe(leaf)}. "
