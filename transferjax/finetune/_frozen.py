@@ -1,0 +1,229 @@
+"""The proof that frozen weights are free: read from the program of a step, not from a run of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transferjax._errors import LawError, listing
+from transferjax._report import Report
+from transferjax._types import Params
+from transferjax.finetune._state import FinetuneState
+from transferjax.finetune._step import Step, training_mode
+from transferjax.program import Cost, cost, dependencies
+from transferjax.tree import flatten
+
+_MARK = "frozen_cotangent:"
+
+
+def frozen_is_frozen(step: Step, state: FinetuneState, frozen: Params, batch: Any) -> Report:
+    """Proves from the jaxpr of a step that frozen weights cost nothing backwards.
+
+    Two checks. First, every frozen leaf gets an identity whose backward pass leaves a mark, once where the tuning
+    merges it and once where the objective sees it; no output of the step (state or metrics) may depend on a mark.
+    Second, the step may need no more matrix products and convolutions than a step that differentiates the trainable
+    leaves alone, and at most 1 % more FLOPs in all (and a few per trainable and optimizer element).
+
+    A leaf that ``merge`` makes of frozen and trainable weights together (an adapter in merge form) has no frozen
+    cotangent, but the whole kernel's gradient is computed on the way to the adapter: such leaves are listed as
+    exceptions. What an objective differentiates on its own account is the objective's cost, not the freezing's.
+
+    Args:
+      step: from ``make_step``.
+      state: a ``FinetuneState``; only its shapes are used.
+      frozen: the frozen tree; only its shapes are used.
+      batch: a batch; only its shapes are used.
+
+    Returns:
+      A ``Report``: one row per check, with ``step``, ``reference`` and ``holds``; the exceptions in its metadata.
+
+    Raises:
+      LawError: an output depends on a frozen leaf's cotangent (both are named), or the FLOPs exceed the reference.
+
+    >>> import jax, jax.numpy as jnp, optax, transferjax as tj
+    >>> apply = lambda p, extra, x, *, key=None, train=False: (x * p["stem"] * p["head"], extra)
+    >>> model = tj.Model(apply, None, {"head": jnp.ones(()), "stem": jnp.ones(())}, {})
+    >>> tuning, tx = tj.train("head"), optax.sgd(0.25)
+    >>> step = tj.make_step(tj.objectives.mean_squared_error(apply), tuning, tx)
+    >>> state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
+    >>> batch = {"inputs": jnp.ones(4), "labels": jnp.zeros(4)}
+    >>> frozen_is_frozen(step, state, frozen, batch).column("holds")
+    [True, True, True]
+    """
+    state, frozen, batch = abstract((state, frozen, batch))
+    platform = jax.default_backend()
+    leaks, outputs, probes = _leaks(step, state, frozen, batch)
+    if leaks:
+        raise LawError(_leak_message(leaks))
+    found, reference = trace(step, state, frozen, batch), _reference_cost(step, state, frozen, batch, platform)
+    own = cost(found, platform=platform)
+    slack = _bookkeeping(step, state)
+    rows = (
+        ("outputs that depend on a frozen cotangent", 0, 0, True),
+        ("FLOPs of products", own.contractions, reference.contractions, own.contractions <= reference.contractions),
+        ("FLOPs", own.flops, reference.flops, own.flops <= 1.01 * reference.flops + slack),
+    )
+    for name, mine, best, holds in rows:
+        if not holds:
+            raise LawError(
+                f"the step needs {mine:,} {name}, a step that differentiates the trainable leaves alone {best:,}. "
+                "Expected no more: differentiate with respect to state.trainable only, inside one jit."
+            )
+    exceptions = merge_form(step.tuning, state.trainable, frozen)
+    facts = {
+        "outputs": outputs,
+        "frozen leaves": probes,
+        "platform": platform,
+        "bookkeeping allowed (FLOPs)": slack,
+        "merge-form adapters (exceptions)": ", ".join(exceptions) or "none",
+    }
+    notes = dict.fromkeys((*own.notes, *reference.notes))
+    return Report(
+        "Frozen is frozen",
+        ("check", "step", "reference", "holds"),
+        rows,
+        {**facts, **({"notes": "; ".join(notes)} if notes else {})},
+    )
+
+
+def merge_form(tuning: Any, trainable: Any, frozen: Any) -> list[str]:
+    """The parameters that a tuning computes from trainable and frozen weights together, in tree order.
+
+    >>> import jax, jax.numpy as jnp, transferjax as tj
+    >>> tuning = tj.lora("fc/kernel", rank=1)
+    >>> params = {"fc": {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}}
+    >>> merge_form(tuning, *tuning.init(jax.random.key(0), params))
+    ['fc/kernel']
+    """
+    mixed, _ = _origins(tuning, trainable, frozen)
+    return mixed
+
+
+def _origins(tuning: Any, trainable: Any, frozen: Any) -> tuple[list[str], frozenset[str]]:
+    """Paths of parameters made of both sides, and of those made of no trainable leaf."""
+    jaxpr, shapes = jax.make_jaxpr(tuning.merge, return_shape=True)(trainable, frozen)
+    learnt = len(jax.tree.leaves(trainable))
+    mixed, untouched = [], []
+    for (path, _), found in zip(flatten(shapes)[0], dependencies(jaxpr), strict=True):
+        if not any(number < learnt for number in found):
+            untouched.append(path)
+        elif any(number >= learnt for number in found):
+            mixed.append(path)
+    return mixed, frozenset(untouched)
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and types in place of arrays, so that nothing is held, copied or run."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf)), tree)
+
+
+def trace(step: Step, state: Any, frozen: Any, batch: Any) -> Any:
+    """The traced program of one call of a step; it has ``.jaxpr`` and ``.lower()``."""
+    return step.jitted.trace(step.objective, state, frozen, batch, True)
+
+
+def _leaks(step: Step, state: Any, frozen: Any, batch: Any) -> tuple[dict[str, list[str]], int, int]:
+    """``{output path: frozen paths whose cotangent reaches it}``, how many outputs and how many probed leaves."""
+    _, untouched = _origins(step.tuning, state.trainable, frozen)
+    merge = lambda trainable, rest: step.tuning.merge(trainable, _mark(rest, None))
+    mode = training_mode(step.tuning, state.trainable, frozen) if step.train is None else step.train
+    probed = dataclasses.replace(
+        step,
+        objective=jax.tree_util.Partial(_Probed(untouched), step.objective),
+        tuning=step.tuning._replace(merge=merge),
+        train=mode,
+    )
+    traced = trace(probed, state, frozen, batch)
+    new, metrics = traced.out_info
+    names = [path for path, _ in flatten({"state": new, "metrics": metrics})[0]]
+    # dict order: "metrics" sorts first in `names`, but the step returns (state, metrics)
+    count = len(jax.tree.leaves(metrics))
+    names = names[count:] + names[:count]
+    leaks = {}
+    for name, found in zip(names, dependencies(traced.jaxpr, marks=_mark_of), strict=True):
+        marks = sorted({mark for mark in found if isinstance(mark, str)})
+        if marks:
+            leaks[name] = marks
+    return leaks, len(names), len(jax.tree.leaves(frozen))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Probed:
+    """An objective that marks the parameters made of no trainable leaf."""
+
+    untouched: frozenset[str]
+
+    def __call__(self, objective, params, extra, batch, key, train):
+        return objective(_mark(params, self.untouched), extra, batch, key, train)
+
+
+def _mark(tree: Any, chosen: frozenset[str] | None) -> Any:
+    flat, treedef = flatten(tree)
+    leaves = [_marked(leaf, path) if chosen is None or path in chosen else leaf for path, leaf in flat]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _marked(leaf: Any, path: str) -> Any:
+    """The same value; whoever asks for its cotangent gets it through a call that carries the leaf's path."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return leaf
+
+    def mark(cotangent):
+        return -cotangent  # never run; a call without an equation could be forwarded and lose its name
+
+    mark.__name__ = _MARK + path
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), lambda _, cotangent: (jax.jit(mark)(cotangent),))
+    return identity(leaf)
+
+
+def _mark_of(eqn: Any) -> str | None:
+    name = eqn.params.get("name")
+    return name[len(_MARK) :] if isinstance(name, str) and name.startswith(_MARK) else None
+
+
+def _leak_message(leaks: dict[str, list[str]]) -> str:
+    leaves = sorted({path for found in leaks.values() for path in found})
+    return (
+        f"{len(leaks)} outputs of the step depend on the cotangent of frozen leaves: {listing(list(leaks))} "
+        f"on {listing(leaves)}. Expected none: differentiate with respect to state.trainable only, and let clipping, "
+        "accumulation and metrics see no other gradient."
+    )
+
+
+def _reference_cost(step: Step, state: Any, frozen: Any, batch: Any, platform: str) -> Cost:
+    """Gradients of the trainable leaves alone (once per part of the batch) and the optimizer, written by hand."""
+    mode = training_mode(step.tuning, state.trainable, frozen) if step.train is None else step.train
+
+    def gradients(objective, trainable, frozen, extra, batch, key):
+        def loss(trainable):
+            result = objective(step.tuning.merge(trainable, frozen), extra, batch, key, mode)
+            return result.value, (result.metrics, result.extra)
+
+        return jax.value_and_grad(loss, has_aux=True)(trainable)
+
+    def update(gradients, opt_state, trainable, value):
+        tx = optax.with_extra_args_support(step.tx)
+        updates, opt_state = tx.update(gradients, opt_state, trainable, value=value)
+        return optax.apply_updates(trainable, updates), opt_state
+
+    def shorter(leaf):
+        return jax.ShapeDtypeStruct((leaf.shape[0] // step.accumulate, *leaf.shape[1:]), leaf.dtype)
+
+    part = jax.tree.map(shorter, batch) if step.accumulate > 1 else batch
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    jaxpr = jax.make_jaxpr(gradients)(step.objective, state.trainable, frozen, state.extra, part, state.key)
+    once = cost(jaxpr, platform=platform)
+    last = cost(update, state.trainable, state.opt_state, state.trainable, value, platform=platform)
+    return once * step.accumulate + last
+
+
+def _bookkeeping(step: Step, state: Any) -> int:
+    """FLOPs that a step may spend on accumulating, on the check for finite values and on keeping the old state."""
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    learnt, rest = size(state.trainable), size((state.extra, state.opt_state))
+    return (3 * step.accumulate + 8) * learnt + 2 * rest + 2000 * step.accumulate
