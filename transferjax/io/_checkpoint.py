@@ -1,0 +1,124 @@
+"""Checkpoint: named arrays in a file or directory, read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from transferjax._errors import CheckpointError, nearest_hint
+from transferjax.io._boxes import normalise
+from transferjax.io._manifest import Manifest, dtype_of
+from transferjax.io._reader import Reader
+
+
+class Checkpoint:
+    """An opened checkpoint; made by :func:`transferjax.io.open`. Only headers have been read.
+
+    Attributes:
+      path: the absolute path.
+      format: ``"torch"``, ``"torch-legacy"``, ``"safetensors"``, ``"npz"`` or ``"orbax"``.
+      shapes: ``{path: jax.ShapeDtypeStruct}`` with the file's own names, in natural order as stored.
+      metadata: what is no array: the ``metadata`` given to ``save``, a torch file's numbers and strings.
+      kinds: ``{path: kind}`` of leaves that were no arrays when saved: ``"int"``, ``"float"``, ``"bool"``,
+        ``"complex"`` or ``"key:<implementation>"`` (the array is then the key's data).
+    """
+
+    def __init__(self, path: str, reader: Reader):
+        self.path, self.format = path, reader.format
+        self._reader = reader
+        self._manifest = None if reader.manifest is None else Manifest(reader.manifest, f"'{path}'")
+        self._digest_matched = False
+        self._fingerprint: str | None = None
+        self.kinds: Mapping[str, str] = {}
+        self.metadata: Mapping[str, Any] = reader.metadata
+        dtypes = {name: entry.dtype for name, entry in reader.entries.items()}
+        if self._manifest is not None:
+            self._manifest.check(reader.entries)
+            leaves = self._manifest.leaves
+            self.metadata = self._manifest.metadata
+            self.kinds = {name: facts["kind"] for name, facts in leaves.items() if "kind" in facts}
+            dtypes = {name: dtype_of(leaves[name]["dtype"], f"'{path}'") for name in dtypes}
+        self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {
+            name: jax.ShapeDtypeStruct(entry.shape, dtypes[name]) for name, entry in reader.entries.items()
+        }
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self.read(path)
+
+    def read(self, path: str, index: Any = None) -> np.ndarray:
+        """One array, or a part of it; a new array that nothing else refers to.
+
+        A part reads only the bytes it needs; where digests are stored, the blocks of at most 16 MiB that it touches.
+
+        Args:
+          path: the name in the file.
+          index: integers, slices and ``...``; ``None``: all of it.
+
+        Returns:
+          A C-contiguous numpy array.
+
+        Raises:
+          CheckpointError: no such name (the nearest ones are printed), an index outside, or damaged bytes.
+
+        >>> import tempfile, numpy as np, transferjax.io as io
+        >>> _ = io.save(tempfile.mkdtemp() + "/w.npz", {"w": np.arange(6).reshape(2, 3)}, format="npz")
+        >>> io.open(_.metadata["path"]).read("w", (slice(None), 1))
+        array([1, 4])
+        """
+        entry = self._reader.entries.get(path)
+        if entry is None:
+            raise CheckpointError(
+                f"'{self.path}' has no array '{path}' among its {len(self)}.{nearest_hint(str(path), self.shapes)}"
+            )
+        low, high, inner = normalise(... if index is None else index, entry.shape, path)
+        out = entry.box(low, high) if self._manifest is None else self._manifest.read(path, entry, low, high)
+        return out if index is None else np.array(out[inner], order="C")
+
+    @property
+    def verified(self) -> str:
+        """``"verified"`` if every byte that is served is covered by a digest or checksum, else ``"unverified"``."""
+        covered = self._manifest is not None or self._reader.checked or self._digest_matched
+        return "verified" if covered else "unverified"
+
+    def fingerprint(self) -> str:
+        """The identity of the content: 64 hexadecimal digits, computed once.
+
+        From the stored digests where there are any (then the same tree has the same fingerprint in every format, and
+        nothing is read); otherwise the sha256 of the file, or over the names and contents of the directory's files.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._reader.digest() if self._manifest is None else self._manifest.fingerprint()
+        return self._fingerprint
+
+    def require(self, digest: str) -> None:
+        """Checks the content against a digest from elsewhere.
+
+        Args:
+          digest: a fingerprint, or the sha256 of the file.
+
+        Raises:
+          CheckpointError: it is another content.
+        """
+        wanted = digest.lower().removeprefix("sha256:")
+        if len(wanted) != 64 or any(c not in "0123456789abcdef" for c in wanted):
+            raise CheckpointError(f"digest '{digest[:80]}' is no sha256. Expected 64 hexadecimal digits.")
+        if wanted != self.fingerprint() and (self._manifest is None or wanted != self._reader.digest()):
+            raise CheckpointError(
+                f"'{self.path}' is not the expected file: its sha256 is {self._reader.digest()}, expected {wanted}."
+            )
+        self._digest_matched = True
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.shapes
+
+    def __repr__(self) -> str:
+        return f"Checkpoint('{self.path}', {self.format}, {len(self)} arrays, {self.verified})"
