@@ -117,7 +117,7 @@ def test_scan_counts_times_its_length_where_xla_counts_once():
     body = lambda c, _: (c @ c, None)
     f = lambda x: jax.lax.scan(body, x, None, length=7)[0]
     assert cost(f, shaped(4, 4)).flops == 7 * 2 * 4**3
-    assert xla_flops(f, shaped(4, 4)) < 2 * 2 * 4**3
+    assert cost(f, shaped(4, 4)).flops > 3 * (xla_flops(f, shaped(4, 4)) or 0) > 0
 
 
 def test_gradient_of_a_scan_over_layers():

@@ -60,7 +60,7 @@ def explain(step: Step, state: FinetuneState, frozen: Params, batch: Any, *, com
     if group is not None:
         facts["optimizer of the reference"] = f"that of group '{group}', for every parameter"
     notes = tuple(dict.fromkeys((*ours["notes"], *theirs["notes"])))
-    if compile and jax.config.read("jax_compilation_cache_dir"):
+    if compile and getattr(jax.config, "jax_compilation_cache_dir", None):
         notes = (*notes, "the compilation cache is on: compile seconds may be those of reading it")
     if notes:
         facts["notes"] = "; ".join(notes)
