@@ -1,18 +1,25 @@
-"""Networks of any framework as Models; flax is imported only when :func:`nnx` or :func:`linen` is used."""
+"""Networks of any framework as Models. flax is imported only by :func:`nnx` and :func:`linen`."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from transferjax.interop._extend import batch_norm_momentum, extend, insert, strip, tie
+from transferjax.interop._modules import module_paths
+from transferjax.interop._pure import equinox, mark, momentum_in_use, pure, training
+from transferjax.interop._statistics import momentum_for_steps, reestimate_statistics
+
 if TYPE_CHECKING:
+    from transferjax.interop._linen import linen_model as linen
     from transferjax.interop._nnx import nnx_model as nnx
 
-_LAZY = {
-    "nnx": ("_nnx", "nnx_model"),
-}
+__all__ = [
+    "batch_norm_momentum", "equinox", "extend", "insert", "linen", "mark", "module_paths", "momentum_for_steps",
+    "momentum_in_use", "nnx", "pure", "reestimate_statistics", "strip", "tie", "training",
+]  # fmt: skip
 
-__all__ = ["nnx"]
+_LAZY = {"linen": ("_linen", "linen_model"), "nnx": ("_nnx", "nnx_model")}
 
 
 def __getattr__(name: str) -> Any:

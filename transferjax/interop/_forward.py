@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from transferjax._errors import SelectionError, TransferError, listing, nearest_hint
 from transferjax._types import Array, Extra, Model, Params, Preprocess, PyTree
@@ -18,8 +20,8 @@ Train = bool | Selector | str
 INVERSE_FLAGS = ("deterministic", "use_running_average", "inference")
 """Flags that are true in inference mode; every other flag is true in training mode."""
 
-PERSISTENT = ("cache",)
-"""Kinds of ``extra`` that change in inference mode too (an autoregressive cache is no statistic)."""
+FLAGS = (*INVERSE_FLAGS, "update_stats")
+"""The names under which modules of Flax know their mode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +210,11 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
 
 
+def frozen_array(leaf: Any) -> Any:
+    """A leaf that later writes cannot reach: JAX arrays are immutable, NumPy's and numbers are copied."""
+    return leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.array(np.array(leaf))
+
+
 def owner(path: str, modules: Iterable[str]) -> str:
     """The innermost module that a leaf path lies in; the root when there is none."""
     known = set(modules)
@@ -249,7 +256,13 @@ def _named(passed: Pass) -> dict[str, Array]:
         for number, value in enumerate(calls, start=1):
             name = path if number == 1 else f"{path}#{number}"
             for keys, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-                out[f"{name}/{path_string(keys)}" if keys else name] = leaf
+                full = f"{name}/{path_string(keys)}" if keys else name
+                if full in out:
+                    raise SelectionError(
+                        f"capture(): '{full}' names a part of the outputs of '{name}' and those of another module. "
+                        "Capture one of them at a time."
+                    )
+                out[full] = leaf
     return out
 
 

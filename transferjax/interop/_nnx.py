@@ -16,19 +16,19 @@ from flax import nnx
 from transferjax._errors import TransferError
 from transferjax._types import Extra, Model, Params, Preprocess, PyTree
 from transferjax.interop._forward import (
-    INVERSE_FLAGS,
+    FLAGS,
     Hooks,
     Pass,
     arguments,
     build,
     flag_value,
+    frozen_array,
     missing_key,
     owner,
     unnest,
 )
 from transferjax.tree import nest, path_string
 
-FLAGS = (*INVERSE_FLAGS, "update_stats")
 OUTPUTS, CONTEXT = "_transferjax_outputs", "_transferjax_context"
 
 
@@ -99,7 +99,7 @@ class _Network:
         found: dict[str, Any] = {}
         for leaf in self.leaves:
             if leaf.kind in (kind, "cache" if kind == "extra" else kind):
-                found.update(zip(leaf.names, map(_array, jax.tree.leaves(leaf.value)), strict=True))
+                found.update(zip(leaf.names, map(frozen_array, jax.tree.leaves(leaf.value)), strict=True))
         return nest(found)
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
@@ -166,11 +166,6 @@ def _value(variable: Any) -> Any:
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, bool | int | float | complex) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
-
-
-def _array(leaf: Any) -> Any:
-    """A leaf that later writes into the module cannot reach: JAX arrays are immutable, NumPy's are copied."""
-    return leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.array(np.array(leaf))
 
 
 def _join(keys: tuple[Any, ...]) -> str:
