@@ -127,7 +127,7 @@ def block_shape(shape: Corner, itemsize: int, limit: int) -> Corner:
     >>> block_shape((100, 50, 4), 4, 200)
     (1, 12, 4)
     """
-    block = list(shape)
+    block = [max(1, n) for n in shape]
     inner = itemsize
     for axis in range(len(shape) - 1, -1, -1):
         if inner * shape[axis] > limit:

@@ -32,7 +32,7 @@ class Checkpoint:
         self._manifest = None if reader.manifest is None else Manifest(reader.manifest, f"'{path}'")
         self._digest_matched = False
         self._fingerprint: str | None = None
-        self.kinds: Mapping[str, str] = {}
+        self.kinds: Mapping[str, str] = reader.kinds
         self.metadata: Mapping[str, Any] = reader.metadata
         dtypes = {name: entry.dtype for name, entry in reader.entries.items()}
         if self._manifest is not None:

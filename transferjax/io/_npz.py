@@ -88,20 +88,17 @@ def _dtype(text: str, name: str, damaged: Any) -> np.dtype:
     return np.dtype(text)
 
 
-def write_npz(
-    file: BinaryIO, arrays: Mapping[str, Callable[[], np.ndarray]], dtypes: Mapping[str, np.dtype], manifest: str
-) -> None:
+def write_npz(file: BinaryIO, arrays: Mapping[str, Callable[[], np.ndarray]], manifest: str) -> None:
     """Writes an uncompressed archive that ``numpy.load`` reads; dtypes unknown to numpy go as unsigned integers.
 
     Args:
       file: open for writing and seeking.
       arrays: functions that give each array, C-contiguous, when its turn comes.
-      dtypes: what those arrays will be.
       manifest: stored as one more member of bytes.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name in dtypes:
-            _write(archive, name, arrays[name]())
+        for name, array in arrays.items():
+            _write(archive, name, array())
         _write(archive, KEY, np.frombuffer(manifest.encode(), np.uint8))
 
 

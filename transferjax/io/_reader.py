@@ -41,6 +41,7 @@ class Reader:
       manifest: what ``save`` wrote beside the arrays, unchecked; ``None`` in foreign files.
       checked: whether the format's own checksums cover every byte that is served.
       digest: the sha256 of the file or directory, computed when called.
+      kinds: which arrays stand for something else, where the format says so: ``"key:<implementation>"``.
     """
 
     format: str
@@ -49,6 +50,7 @@ class Reader:
     manifest: Any
     checked: bool
     digest: Callable[[], str]
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""restore: a checkpoint through a plan into a model, leaf by leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transferjax._errors import PlanError, describe, listing, nearest_hint
+from transferjax.io._checkpoint import Checkpoint
+from transferjax.io._load import place
+from transferjax.surgery import Plan, assemble, leaves
+
+
+def restore(checkpoint: Checkpoint, plan: Plan, target: Any, sharding: Any = None) -> Any:
+    """Moves a checkpoint's arrays into a model, as a plan says.
+
+    Only the arrays that the plan names are read, one target leaf at a time; dtypes change only by the plan's casts;
+    fresh leaves keep the target's values.
+
+    Args:
+      checkpoint: from :func:`transferjax.io.open`; any object with ``read`` and ``fingerprint``.
+      plan: from ``transferjax.surgery.plan(checkpoint.shapes, target, ...)``.
+      target: a ``Model``, or a pytree of arrays or ``jax.ShapeDtypeStruct``.
+      sharding: one ``jax.sharding.Sharding`` for all leaves, a tree of them in the structure of ``target``, or a
+        function ``(path, jax.ShapeDtypeStruct) -> Sharding``. Default: where the target's leaf lies.
+
+    Returns:
+      The same kind as ``target``; every leaf a ``jax.Array`` that shares no memory with numpy arrays of the caller.
+
+    Raises:
+      PlanError: the plan is bound to another file or made for another target.
+      CheckpointError: an array that the plan names is missing or damaged, or cannot be placed.
+
+    >>> import tempfile, numpy as np, transferjax.io as io
+    >>> from transferjax.surgery import plan
+    >>> file, target = tempfile.mkdtemp() + "/w.npz", {"bias": np.zeros(2, np.float32)}
+    >>> np.savez(file, bias=np.ones(2, np.float32))
+    >>> source = io.open(file)
+    >>> restore(source, plan(source.shapes, target), target)
+    {'bias': Array([1., 1.], dtype=float32)}
+    """
+    found = leaves(target)
+    _check(checkpoint, plan, found)
+    where = _placement(sharding, found)
+    fresh = {move.target for move in plan.moves if move.source is None}
+    out: dict[str, Any] = {}
+    for path, value in plan.leaves(checkpoint.read, found.__getitem__):
+        if path in fresh:
+            value = value if isinstance(value, jax.Array) else jnp.array(value, copy=True)
+            out[path] = value if sharding is None else place(path, value, where(path))
+        else:
+            out[path] = place(path, value, where(path))
+    return assemble(target, out)
+
+
+def _check(checkpoint: Checkpoint, plan: Plan, found: dict[str, Any]) -> None:
+    if plan.fingerprint is not None and plan.fingerprint != checkpoint.fingerprint():
+        raise PlanError(
+            f"the plan is bound to a source with fingerprint {plan.fingerprint}; this one has "
+            f"{checkpoint.fingerprint()}. Open that source, or free the plan with plan.with_source(None)."
+        )
+    different = [path for path in found if path not in plan.shapes] + [p for p in plan.shapes if p not in found]
+    if different:
+        raise PlanError(
+            f"the plan was made for another target: only one of the two has {listing(different)}."
+            f"{nearest_hint(different[0], list(plan.shapes))} Make it with plan(checkpoint.shapes, target, ...)."
+        )
+    for path, leaf in found.items():
+        shape, dtype = plan.shapes[path]
+        actual = np.asarray(leaf) if not hasattr(leaf, "dtype") else leaf
+        if (tuple(actual.shape), str(actual.dtype)) != (tuple(shape), dtype):
+            raise PlanError(
+                f"'{path}' is {describe(actual)} in the target; the plan was made for {tuple(shape)} {dtype}. "
+                "Make it with plan(checkpoint.shapes, target, ...)."
+            )
+
+
+def _placement(sharding: Any, found: dict[str, Any]) -> Callable[[str], Any]:
+    if sharding is None:
+        return lambda path: getattr(found[path], "sharding", None)
+    if isinstance(sharding, jax.sharding.Sharding):
+        return lambda path: sharding
+    if callable(sharding):
+        return lambda path: sharding(path, jax.ShapeDtypeStruct(found[path].shape, found[path].dtype))
+    given = leaves(sharding)
+    wrong = [path for path in found if not isinstance(given.get(path), jax.sharding.Sharding)]
+    if wrong or len(given) != len(found):
+        raise PlanError(
+            f"sharding has no jax.sharding.Sharding for {listing(wrong) or 'paths of its own only'}. "
+            "Expected one, a tree of them in the structure of the target, or a function (path, shape) -> Sharding."
+        )
+    return given.__getitem__
