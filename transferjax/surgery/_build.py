@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from transferjax._errors import PlanError
@@ -12,7 +13,6 @@ from transferjax.surgery._ops import infer as infer_ops
 from transferjax.surgery._plan import Move, Plan
 from transferjax.surgery._rules import Fresh, Rename, Rule, Transform, Waive
 from transferjax.surgery._trees import leaves
-from transferjax.tree import natural
 
 
 def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
@@ -50,9 +50,10 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
                 "Write a list of rules with a star: plan(shapes, target, *rules)."
             )
     sides = _Sides(leaves(source_shapes), leaves(target), tuple(rules))
-    routes = _route(sides)
+    names = _rename(sides)
+    routes = _route(sides, names)
     moves = [_move(sides, path, routes.get(path)) for path in sides.targets]
-    _account(sides, routes)
+    _account(sides, names, routes)
     sides.problems.raise_all()
     used = set(routes.values())
     waived = tuple(name for name in sides.sources if name not in used)
@@ -67,18 +68,17 @@ class _Sides:
         self.targets = {path: spec_of(leaf, path, "target") for path, leaf in target.items()}
         self.rules = rules
         self.problems = say.Problems()
-        self.transforms: dict[str, list[Transform]] = {}
+        self.transforms: dict[str, list[tuple[int, Transform]]] = {}
         self.fresh = self._claimed(Fresh, target)
         self.waived = self._claimed(Waive, source)
-        self.changed: set[int] = set()  # transforms that made an operation, by id
-        for rule in rules:
+        self.changed: set[int] = set()  # numbers of the transforms that made an operation
+        for number, rule in enumerate(rules):
             if isinstance(rule, Transform):
                 chosen = [path for path, leaf in target.items() if rule.selector(path, leaf)]
                 if not chosen:
                     self.problems.add("idle", say.idle(rule, rule.selector, self.targets, "target"))
                 for path in chosen:
-                    self.transforms.setdefault(path, []).append(rule)
-        self.surplus: dict[str, str] = {}
+                    self.transforms.setdefault(path, []).append((number, rule))
 
     def _claimed(self, kind: type[Fresh] | type[Waive], side: Mapping[str, Any]) -> dict[str, list[Rule]]:
         """The leaves that rules of one kind claim, each with these rules; a rule that claims nothing new is idle."""
@@ -93,7 +93,7 @@ class _Sides:
             if not names:
                 self.problems.add("idle", say.idle(rule, rule.selector, side, noun))
             elif all(len(out[name]) > 1 for name in names):
-                other = next(one for one in out[names[0]] if one is not rule)
+                other = next((one for one in out[names[0]] if one is not rule), rule)
                 self.problems.add("idle", f"{rule!r} adds nothing: {other!r} selects the same leaves. Remove one.")
         return out
 
@@ -103,6 +103,7 @@ class _Names(NamedTuple):
 
     paths: dict[str, str]
     why: dict[str, Rename | None]
+    surplus: dict[str, str]  # those that lead to no target, filled by _route
 
 
 def _rename(sides: _Sides) -> _Names:
@@ -110,7 +111,7 @@ def _rename(sides: _Sides) -> _Names:
     first = [rule for rule in rules if not rule.otherwise]
     last = [rule for rule in rules if rule.otherwise]
     matched: set[int] = set()
-    out = _Names({}, {})
+    out = _Names({}, {}, {})
     for name in sides.sources:
         found = [(r, new) for r in first if (new := r(name)) is not None]
         found = found or [(r, new) for r in last if (new := r(name)) is not None]
@@ -125,21 +126,20 @@ def _rename(sides: _Sides) -> _Names:
     return out
 
 
-def _route(sides: _Sides) -> dict[str, str]:
-    """``{target path: source name}``; what leads nowhere goes to ``sides.surplus``."""
-    names = _rename(sides)
+def _route(sides: _Sides, names: _Names) -> dict[str, str]:
+    """``{target path: source name}``; what leads nowhere goes to ``names.surplus``."""
     routes: dict[str, str] = {}
     for name, path in names.paths.items():
-        if name in sides.waived or path in sides.fresh:
+        if name in sides.waived:
             continue
         if path not in sides.targets:
-            sides.surplus[name] = path
+            names.surplus[name] = path
         elif path in routes:
             both = [(one, names.why[one]) for one in (routes[path], name)]
             sides.problems.add("two sources", say.two_sources(path, both))
         else:
             routes[path] = name
-    return routes
+    return {path: name for path, name in routes.items() if path not in sides.fresh}
 
 
 def _move(sides: _Sides, path: str, source: str | None) -> Move:
@@ -147,19 +147,19 @@ def _move(sides: _Sides, path: str, source: str | None) -> Move:
         return Move(path, None)
     ops: list[Op] = []
     came, by = sides.sources[source], None
-    for rule in sides.transforms.get(path, ()):
+    for number, rule in sides.transforms.get(path, ()):
         try:
             op = rule.op(came)
             if op is None:
                 continue
+            sides.changed.add(number)
             if ops and ops[-1][0] == op[0]:
                 raise PlanError(f"{by!r} and {rule!r} follow each other on one leaf. Write one rule for both.")
-            ops.append(op)
             came, by = infer_ops([op], [came]), rule
-            sides.changed.add(id(rule))
+            ops.append(op)
         except PlanError as error:
+            sides.changed.add(number)
             sides.problems.add("operation", f"target '{path}' from source '{source}': {error}")
-            sides.changed.add(id(rule))
             return Move(path, source)
     _compare(sides, path, source, came, ops)
     return Move(path, source, tuple(ops))
@@ -173,19 +173,20 @@ def _compare(sides: _Sides, path: str, source: str, came: Spec, ops: Sequence[Op
         sides.problems.add("dtype", say.wrong_dtype(path, expected, source, came), path)
 
 
-def _account(sides: _Sides, routes: Mapping[str, str]) -> None:
+def _account(sides: _Sides, names: _Names, routes: Mapping[str, str]) -> None:
     """Transforms that never changed a leaf, target leaves without an origin, source leaves left over."""
-    for rule in dict.fromkeys(r for r in sides.rules if isinstance(r, Transform)):
-        chosen = [path for path, found in sides.transforms.items() if rule in found]
+    for number, rule in enumerate(sides.rules):
+        if not isinstance(rule, Transform) or number in sides.changed:
+            continue
+        chosen = [path for path, found in sides.transforms.items() if (number, rule) in found]
         # A rule whose leaves are all fresh is kept: a model's ready rules are combined with fresh(...) of its head.
-        if any(path in routes for path in chosen) and id(rule) not in sides.changed:
+        if any(path in routes for path in chosen):
             sides.problems.add("idle", say.idle_transform(rule, chosen))
-    missing = [path for path in sides.targets if path not in routes and path not in sides.fresh]
-    unused = {name: sides.sources[name] for name in sides.surplus}
-    finder = say.Finder(unused)
-    for path in missing:
-        sides.problems.add("missing", lambda p=path: say.missing(p, sides.targets[p], finder, sides.waived), path)
-    finder_targets = say.Finder({path: sides.targets[path] for path in missing})
-    for name in sorted(sides.surplus, key=natural):
-        told = lambda n=name: say.surplus(n, sides.sources[n], sides.surplus[n], finder_targets)
-        sides.problems.add("surplus", told, name)
+    missing = {p: spec for p, spec in sides.targets.items() if p not in routes and p not in sides.fresh}
+    unused = say.Finder({name: sides.sources[name] for name in names.surplus})
+    waived = {names.paths[name]: (name, rules[0]) for name, rules in sides.waived.items()}
+    for path, spec in missing.items():
+        sides.problems.add("missing", partial(say.missing, path, spec, unused, waived.get(path)), path)
+    unfilled = say.Finder(missing)
+    for name, path in names.surplus.items():
+        sides.problems.add("surplus", partial(say.surplus, name, sides.sources[name], path, unfilled), name)

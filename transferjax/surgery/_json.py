@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from transferjax._errors import PlanError, listing
@@ -60,18 +61,16 @@ def verify(plan: Plan) -> None:
     Raises:
       PlanError: a leaf has no move or two, a source is unknown or left over, or a move makes another shape or dtype.
     """
-    targets = [move.target for move in plan.moves]
-    if len(set(targets)) != len(targets) or set(targets) != set(plan.shapes):
-        odd = sorted(
-            {t for t in targets if targets.count(t) > 1}
-            if len(set(targets)) != len(targets)
-            else set(targets) ^ set(plan.shapes)
-        )
+    moved = Counter(move.target for move in plan.moves)
+    odd = [path for path, count in moved.items() if count > 1] or sorted(set(moved) ^ set(plan.shapes))
+    if odd:
         raise PlanError(f"the plan does not have one move per target leaf: see {listing(odd)}.")
     used = {name for move in plan.moves for name in move.sources}
-    odd = sorted((used ^ set(plan.sources)) ^ set(plan.waived))
-    if odd or len(set(plan.waived)) != len(plan.waived):
-        raise PlanError(f"the plan does not use or waive each source leaf: see {listing(odd or list(plan.waived))}.")
+    odd = sorted(used - set(plan.sources)) or sorted(
+        name for name, count in (Counter(plan.waived) + Counter({*plan.sources} - used)).items() if count != 2
+    )
+    if odd:
+        raise PlanError(f"the plan does not use or waive each source leaf once: see {listing(odd)}.")
     for move in plan.moves:
         if move.source is None and move.ops:
             raise PlanError(f"'{move.target}' is fresh and has operations; expected none.")

@@ -41,9 +41,9 @@ class Kind(NamedTuple):
 def spec_of(leaf: Any, path: str, side: str) -> Spec:
     """The :class:`Spec` of an array, or of anything with ``shape`` and ``dtype``."""
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        write = "its .shapes" if hasattr(leaf, "shapes") else "an array, or jax.ShapeDtypeStruct(shape, dtype)"
         raise PlanError(
-            f"{side} leaf '{path}' is {type(leaf).__name__}; expected something with shape and dtype. "
-            "Write an array, or jax.ShapeDtypeStruct(shape, dtype)."
+            f"{side} leaf '{path}' is {type(leaf).__name__}; expected something with shape and dtype. Pass {write}."
         )
     return Spec(tuple(int(n) for n in leaf.shape), str(leaf.dtype))
 
@@ -55,6 +55,8 @@ def dtype_name(dtype: Any) -> str:
       PlanError: it is no dtype.
     """
     try:
+        if dtype is None:  # numpy would take it for float64
+            raise TypeError
         return jnp.dtype(dtype).name
     except (TypeError, ValueError):
         raise PlanError(f"{dtype!r} is no dtype. Write a name such as 'float32', 'bfloat16' or 'int32'.") from None

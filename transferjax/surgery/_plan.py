@@ -179,7 +179,13 @@ class Plan:
                 yield move.target, self._initial(move, init)
                 continue
             arrays = [_got(read, name, "source", self.sources[name]) for name in move.sources]
-            yield move.target, move.run(arrays)
+            value = move.run(arrays)
+            if spec_of(value, move.target, "target") != self.shapes[move.target]:
+                raise PlanError(
+                    f"'{move.target}' came out as {describe(value)}; the plan promises {self.shapes[move.target]}. "
+                    "Make the plan again, and for float64 and int64 in JAX arrays enable x64."
+                )
+            yield move.target, value
 
     def _initial(self, move: Move, init: Read | Mapping[str, Any] | None) -> Any:
         if init is None:

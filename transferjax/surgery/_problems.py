@@ -117,26 +117,27 @@ def wrong_shape(path: str, expected: Spec, source: str, spec: Spec, came: Spec, 
     """A leaf of another shape than the target's."""
     through = f" through {', '.join(map(show, ops))}" if ops else ""
     was = f"{spec}{through}, which makes {came.shape}" if ops else str(spec)
-    return f"target '{path}' expects {expected}; source '{source}' is {was}. {_shape_advice(path, expected, came)}"
+    return f"target '{path}' expects {expected}; source '{source}' is {was}. {_shape_advice(path, expected, came, ops)}"
 
 
 def wrong_dtype(path: str, expected: Spec, source: str, came: Spec) -> str:
     """A leaf of another dtype than the target's."""
     write = (
-        f"Write cast('{path}', '{expected.dtype}') (cast('**', '{expected.dtype}') for all)."
+        f"Write cast({_only(path)}, '{expected.dtype}') (cast('**', '{expected.dtype}') for all)."
         if castable(came.dtype, expected.dtype)
-        else f"No cast keeps its numbers: give the target leaf the dtype {came.dtype}, or write fresh('{path}')."
+        else f"No cast keeps its numbers: give the target leaf the dtype {came.dtype}, or write fresh({_only(path)})."
     )
     return f"target '{path}' expects {expected}; source '{source}' comes as {came}. {write}"
 
 
-def missing(path: str, spec: Spec, unused: Finder, waived: Mapping[str, Sequence[Rule]]) -> str:
+def missing(path: str, spec: Spec, unused: Finder, waived: tuple[str, Rule] | None) -> str:
     """A target leaf without an origin."""
     near, fitting = unused.hint(path, spec)
     near = near.replace(" Nearest:", " Nearest unused:") or " Every source leaf is used or waived."
     write = f"rename({_raw(re.escape(fitting))}, '{path}') or " if fitting else ""
-    told = f" (source '{path}' is waived by {waived[path][0]!r})" if path in waived else ""
-    return f"target '{path}' {spec} has no source{told}.{near} Write {write}fresh('{path}')."
+    if waived:
+        near = f" Source '{waived[0]}' would fill it, but is waived by {waived[1]!r}."
+    return f"target '{path}' {spec} has no source.{near} Write {write}fresh({_only(path)})."
 
 
 def surplus(name: str, spec: Spec, path: str, missing_targets: Finder) -> str:
@@ -145,15 +146,22 @@ def surplus(name: str, spec: Spec, path: str, missing_targets: Finder) -> str:
     near = near.replace(" Nearest:", " Nearest without a source:")
     to = "" if path == name else f", which rename leads to '{path}',"
     write = f"rename({_raw(re.escape(name))}, '{fitting}') or " if fitting else ""
-    return f"source '{name}' {spec}{to} has no target.{near} Write {write}waive('{name}')."
+    return f"source '{name}' {spec}{to} has no target.{near} Write {write}waive({_only(name)})."
 
 
-def _shape_advice(path: str, expected: Spec, came: Spec) -> str:
-    keep = f"fresh('{path}') to keep the target's own values"
+def _only(name: str) -> str:
+    """A selector, as it is written, for this name alone."""
+    return f"regex({_raw(re.escape(name))})" if set(name) & set("*?[{}") else f"'{name}'"
+
+
+def _shape_advice(path: str, expected: Spec, came: Spec, ops: Sequence[Op]) -> str:
+    keep = f"fresh({_only(path)}) to keep the target's own values"
     if sorted(came.shape) == sorted(expected.shape):
-        return f"The sizes are the same: write permute('{path}', {_axes(came.shape, expected.shape)}), or {keep}."
+        if any(op[0] == "permute" for op in ops):
+            return f"The sizes are the same: write other axes in the permute rule of this leaf, or {keep}."
+        return f"The sizes are the same: write permute({_only(path)}, {_axes(came.shape, expected.shape)}), or {keep}."
     if math.prod(came.shape) == math.prod(expected.shape):
-        return f"The number of elements is the same: write reshape('{path}', {expected.shape}), or {keep}."
+        return f"The number of elements is the same: write reshape({_only(path)}, {expected.shape}), or {keep}."
     return f"Write {keep}."
 
 

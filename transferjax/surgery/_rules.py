@@ -37,7 +37,15 @@ class Rename(Rule):
         found = self.pattern.fullmatch(name)
         if found is None:
             return None
-        return found.expand(self.replacement) if isinstance(self.replacement, str) else self.replacement(found)
+        if isinstance(self.replacement, str):
+            return found.expand(self.replacement)
+        try:
+            new = self.replacement(found)
+        except LookupError as error:
+            raise PlanError(f"{self!r} raised {error!r} for '{name}'. Write a narrower pattern.") from None
+        if not isinstance(new, str):
+            raise PlanError(f"{self!r} made {type(new).__name__} from '{name}'; expected a str, the target path.")
+        return new
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -35,8 +35,11 @@ def leaves(tree: Any) -> dict[str, Any]:
                 f"params and extra of the Model both have {listing([repr(p) for p in both])}. "
                 "Expected one leaf per path: rename one of them in the Model."
             )
-        return dict(sorted({**params, **extra}.items(), key=lambda item: natural(item[0])))
-    return paths(dict(tree) if isinstance(tree, Mapping) and type(tree) is not dict else tree)
+        found = {**params, **extra}
+    else:
+        found = paths(dict(tree) if isinstance(tree, Mapping) and type(tree) is not dict else tree)
+    # The path itself decides between "01" and "1", which are equal as numbers: no order of a dict is seen.
+    return dict(sorted(found.items(), key=lambda item: (natural(item[0]), item[0])))
 
 
 def assemble(target: Any, arrays: Mapping[str, Any]) -> Any:
