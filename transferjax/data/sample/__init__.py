@@ -1,0 +1,1 @@
+"""The bundled sample of Fashion-MNIST, prepared by a TFDS builder."""
