@@ -4,6 +4,8 @@ from transferjax.io._checkpoint import Checkpoint
 from transferjax.io._load import load
 from transferjax.io._open import open
 from transferjax.io._restore import restore
+from transferjax.io._run import Run
 from transferjax.io._save import save
+from transferjax.io._state import fingerprint
 
-__all__ = ["Checkpoint", "load", "open", "restore", "save"]
+__all__ = ["Checkpoint", "Run", "fingerprint", "load", "open", "restore", "save"]

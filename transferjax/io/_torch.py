@@ -58,17 +58,14 @@ class Tensor:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: np.dtype
+    lazy: tuple[str, ...] = ()
 
 
 def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None, *, dtype=None):
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError("tensor")
-    if metadata:
-        raise CheckpointError(
-            f"a tensor is stored with lazy {', '.join(map(str, metadata))} bits, which are not applied here. "
-            "Save tensor.resolve_conj().resolve_neg()."
-        )
-    return Tensor(storage, offset, size, stride, dtype or storage.dtype)
+    lazy = tuple(map(str, metadata)) if isinstance(metadata, dict) else ()
+    return Tensor(storage, offset, size, stride, dtype or storage.dtype, lazy)
 
 
 def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None):
@@ -216,6 +213,11 @@ def _finish(file: FileBytes, value: Any, find: Any, format: str, *, checked: boo
         if not isinstance(leaf, Tensor):
             metadata[path] = leaf
             continue
+        if leaf.lazy:
+            raise CheckpointError(
+                f"'{path}' in {file.where} is stored with lazy bits ({', '.join(leaf.lazy)}), which are not applied "
+                "here. Save tensor.resolve_conj().resolve_neg()."
+            )
         source, width = find(leaf.storage), leaf.dtype.itemsize
         if source.size != leaf.storage.bytes:
             raise CheckpointError(

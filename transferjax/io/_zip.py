@@ -12,6 +12,8 @@ from transferjax.io._bytes import PIECE, Bytes, FileBytes, MemoryBytes, Window, 
 
 _RATIO = 1040
 """Deflate cannot shrink by more than 1032 to 1; a member that claims more is a bomb or damaged."""
+_DESCRIPTOR = 24
+"""Bytes that may follow a member: its sizes once more."""
 _UNSAFE = re.compile(r"(^|[\\/])\.\.([\\/]|$)|^[\\/]|^[A-Za-z]:|\0")
 
 
@@ -83,7 +85,7 @@ def members(file: FileBytes) -> dict[str, Member]:
       CheckpointError: it is no zip archive; a name comes twice or points outside; members overlap, claim more than
         they can hold, or are encrypted.
     """
-    infos = _directory(file)
+    infos, directory = _directory(file)
     out: dict[str, Member] = {}
     end = 0
     for info in sorted(infos, key=lambda i: i.header_offset):
@@ -93,19 +95,25 @@ def members(file: FileBytes) -> dict[str, Member]:
         if name in out:
             raise CheckpointError(f"{file.where} holds '{name}' twice. Expected each name once.")
         start = _start(file, info)
-        if info.header_offset < end:
-            raise CheckpointError(f"{file.where} is damaged: its members overlap at '{name}'.")
+        _check_gap(file, info.header_offset - end, f"before '{name}'")
         end = start + info.compress_size
         out[name] = Member(file, info, start)
-    return out
+    _check_gap(file, directory - end, "before the directory")
+    return {name: member for name, member in out.items() if not name.endswith("/")}
 
 
-def _directory(file: FileBytes) -> list[zipfile.ZipInfo]:
+def _check_gap(file: FileBytes, gap: int, place: str) -> None:
+    """A damaged directory can lose a member without a trace; then its bytes belong to nobody."""
+    if gap < 0:
+        raise CheckpointError(f"{file.where} is damaged: its members overlap {place}.")
+    if gap > _DESCRIPTOR:
+        raise CheckpointError(f"{file.where} is damaged: {gap} bytes {place} belong to no member.")
+
+
+def _directory(file: FileBytes) -> tuple[list[zipfile.ZipInfo], int]:
     try:
         with zipfile.ZipFile(file.path) as archive:
-            return [i for i in archive.infolist() if not i.is_dir()]
-    except CheckpointError:
-        raise
+            return archive.infolist(), archive.start_dir
     except Exception as error:  # zipfile raises about ten different types on damaged directories
         raise CheckpointError(
             f"{file.where} is no complete zip archive ({type(error).__name__}: {error}). It is truncated or damaged."
