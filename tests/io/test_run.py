@@ -17,8 +17,7 @@ import pytest
 
 import transferjax as tj
 from transferjax.io._beside import TEMPORARY, write_bytes
-from transferjax.io._run import Run
-from transferjax.io._state import fingerprint
+from transferjax.io import Run, fingerprint
 
 
 def apply(params, extra, inputs, *, key=None, train=False):
