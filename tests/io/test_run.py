@@ -16,8 +16,8 @@ import optax
 import pytest
 
 import transferjax as tj
-from transferjax.io._beside import TEMPORARY, write_bytes
 from transferjax.io import Run, fingerprint
+from transferjax.io._beside import TEMPORARY, write_bytes
 
 
 def apply(params, extra, inputs, *, key=None, train=False):
