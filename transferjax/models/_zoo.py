@@ -12,7 +12,7 @@ from flax import nnx
 from transferjax._errors import CheckpointError, TransferError, nearest_hint
 from transferjax._types import Model, Preprocess
 from transferjax.models import _torch_names
-from transferjax.models._efficientnet_lite import VARIANTS, BlockSpec, EfficientNetLite, Variant, block_specs
+from transferjax.models._efficientnet_lite import VARIANTS, EfficientNetLite, Variant, block_specs
 from transferjax.models._initialise import materialise
 
 IMAGENET_CLASSES = 1000
@@ -130,17 +130,13 @@ def rules(name: str, convention: str = "torch", *, num_classes: int = IMAGENET_C
     """
     from transferjax import surgery
 
-    specs = block_specs(_variant(name))
+    _variant(name)
     if convention not in CONVENTIONS:
         raise TransferError(
             f"unknown convention '{convention}' for {name}. Expected one of: {', '.join(CONVENTIONS)}."
             + nearest_hint(convention, CONVENTIONS, 1)
         )
-    return surgery_rules(surgery, specs, num_classes)
-
-
-def surgery_rules(surgery: Any, specs: tuple[BlockSpec, ...], num_classes: int) -> tuple[Any, ...]:
-    raise NotImplementedError
+    return _torch_names.rules(surgery, num_classes)
 
 
 def stages(name: str) -> list[str]:
