@@ -22,11 +22,11 @@ _VIEWS = _names("reshape squeeze expand_dims stop_gradient name optimization_bar
 
 # No arithmetic, but bytes move.
 _MOVES = _names(
-    "broadcast_in_dim broadcast transpose slice dynamic_slice dynamic_update_slice concatenate split pad rev gather "
-    "scatter iota copy convert_element_type bitcast_convert_type device_put sharding_constraint create_token after_all "
-    "random_wrap random_unwrap random_seed axis_index all_gather all_to_all ppermute pbroadcast pvary pcast empty "
-    "empty2 reduce_precision real imag complex get swap reshard mesh_cast debug_callback io_callback pure_callback "
-    "copy_p"
+    "broadcast_in_dim broadcast transpose slice dynamic_slice dynamic_update_slice concatenate split stack unstack pad "
+    "rev gather scatter iota copy copy_p convert_element_type bitcast_convert_type device_put sharding_constraint "
+    "create_token after_all random_wrap random_unwrap random_seed axis_index all_gather all_to_all ppermute pbroadcast "
+    "pvary pcast empty empty2 reduce_precision real imag complex get swap reshard mesh_cast debug_callback io_callback "
+    "pure_callback"
 )
 
 _ELEMENTWISE = _names(
