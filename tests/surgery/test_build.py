@@ -163,7 +163,7 @@ ONE = {"a": leaf(2, 3)}
          "cast('a', 'float32') does nothing"),
         # overlaps
         (ONE, {"b": leaf(2, 3)}, [rename("a", "b"), rename("(.)", r"b")],
-         r"source 'a' is matched by rename('a', 'b') and by rename('(.)', 'b'). Expected one rename rule per name"),
+         r"source 'a' is matched by rename('a', 'b') and by rename('(.)', 'b'). Expected one such rule per name"),
         ({**ONE, "b": leaf(2, 3)}, ONE, [rename("b", "a")],
          "target 'a' has two sources: 'a' (its own name) and 'b' (by rename('b', 'a')). Waive one"),
         ({**ONE, "b": leaf(2, 3)}, {"c": leaf(9)}, [rename(".", "c"), fresh("c")],
@@ -205,7 +205,7 @@ ONE = {"a": leaf(2, 3)}
          "Source 'a' would fill it, but is waived by waive('a')."),
         ({**ONE, "b": leaf(4)}, ONE, [], "source 'b' (4,) float32 has no target. Write waive('b')."),
         ({**ONE, "b": leaf(4)}, ONE, [rename("b", "c")],
-         "source 'b' (4,) float32, which rename leads to 'c', has no target."),
+         "source 'b' (4,) float32, which a rule leads to 'c', has no target."),
         ({"fc.weight": leaf(3, 2)}, {"fc": {"kernel": leaf(2, 3)}}, [],
          "Nearest unused: 'fc.weight' (3, 2) float32. "
          "Write rename(r'fc\\.weight', 'fc/kernel') or fresh('fc/kernel')."),

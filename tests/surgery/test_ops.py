@@ -52,7 +52,10 @@ def test_permute_takes_axes_as_numpy_does():
         (("cast", "float33"), r"'float33' is no dtype. Write a name such as 'float32'"),
         (("cast", None), r"None is no dtype"),
         (("cast",), r"operation 'cast' does not take 0 arguments"),
-        (("premute", (1, 0)), r"operation 'premute' is unknown. Known: permute, reshape, cast"),
+        (
+            ("premute", (1, 0)),
+            r"cast, slice, take, concat, stack. Nearest: permute.",
+        ),
         ("permute", r"operation 'permute' is malformed. Expected (name, argument)"),
         ((), r"operation () is malformed"),
     ],

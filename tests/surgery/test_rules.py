@@ -59,7 +59,7 @@ def test_rules_compare_and_hash():
         (lambda: rename("(a)", r"\2"), r"rename('(a)', r'\2') is malformed: invalid group reference 2"),
         (lambda: rename("(a)", r"\g<x>"), r"is malformed: unknown group name 'x'"),
         (lambda: rename(3, "a"), "rename(3, 'a') is malformed"),
-        (lambda: rename("a", 3), "rename('a', ...) expects a str or a function of the match as replacement, got int"),
+        (lambda: rename("a", 3), "rename('a', 3) expects a str or a function of the match as replacement, got int"),
         (lambda: permute("a", (0, 1)), "permute('a', (0, 1)) leaves every axis in its place. Remove it"),
         (lambda: permute("a", ()), "permute('a', ()) leaves every axis in its place"),
         (lambda: permute("a", (1, 2)), "axes (1, 2) are no permutation"),

@@ -14,9 +14,10 @@ from transferjax.surgery._rules import (
     torch_layout,
     waive,
 )  # fmt: skip
+from transferjax.surgery._structure import fuse, split, stack, tie, unstack
 from transferjax.surgery._trees import assemble, leaves
 
 __all__ = [
-    "Move", "Plan", "Rule", "Spec", "assemble", "cast", "dots_to_slashes", "fresh", "leaves", "permute", "plan",
-    "rename", "reshape", "torch_layout", "waive",
+    "Move", "Plan", "Rule", "Spec", "assemble", "cast", "dots_to_slashes", "fresh", "fuse", "leaves",
+    "permute", "plan", "rename", "reshape", "split", "stack", "tie", "torch_layout", "unstack", "waive",
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from transferjax.surgery import _problems as say
 from transferjax.surgery._ops import Op, Spec, spec_of
 from transferjax.surgery._ops import infer as infer_ops
 from transferjax.surgery._plan import Move, Plan
-from transferjax.surgery._rules import Fresh, Rename, Rule, Transform, Waive
+from transferjax.surgery._rules import Fresh, Lead, Naming, Rule, Transform, Waive
+from transferjax.surgery._structure import Tie
 from transferjax.surgery._trees import leaves
 
 
@@ -26,7 +27,7 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
     Args:
       source_shapes: ``{name: leaf}`` as ``Checkpoint.shapes``, or any tree or Model; leaves need shape and dtype.
       target: the tree or ``Model`` to fill, concrete or abstract; of a Model, params and extra.
-      rules: from ``rename, permute, reshape, cast, fresh, waive`` and the ready lists of them.
+      rules: from ``rename, split, unstack, fuse, stack, tie, permute, reshape, cast, fresh, waive``.
 
     Returns:
       A :class:`Plan`.
@@ -55,7 +56,7 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
     moves = [_move(sides, path, routes.get(path)) for path in sides.targets]
     _account(sides, names, routes)
     sides.problems.raise_all()
-    used = set(routes.values())
+    used = {name for route in routes.values() for name in route.sources}
     waived = tuple(name for name in sides.sources if name not in used)
     return Plan(tuple(moves), waived, sides.targets, sides.sources)
 
@@ -76,7 +77,7 @@ class _Sides:
             if isinstance(rule, Transform):
                 chosen = [path for path, leaf in target.items() if rule.selector(path, leaf)]
                 if not chosen:
-                    self.problems.add("idle", say.idle(rule, rule.selector, self.targets, "target"))
+                    self.problems.add("idle", partial(say.idle, rule, rule.selector, self.targets, "target"))
                 for path in chosen:
                     self.transforms.setdefault(path, []).append((number, rule))
 
@@ -91,89 +92,150 @@ class _Sides:
                 out.setdefault(name, []).append(rule)
         for rule, names in zip(rules, claims, strict=True):
             if not names:
-                self.problems.add("idle", say.idle(rule, rule.selector, side, noun))
+                self.problems.add("idle", partial(say.idle, rule, rule.selector, side, noun))
             elif all(len(out[name]) > 1 for name in names):
                 other = next((one for one in out[names[0]] if one is not rule), rule)
                 self.problems.add("idle", f"{rule!r} adds nothing: {other!r} selects the same leaves. Remove one.")
         return out
 
 
-class _Names(NamedTuple):
-    """The target path of each source name, and the rule that made it."""
+class _Route(NamedTuple):
+    """Where a target leaf comes from, before its transforms: one source or several, and what cuts or joins them."""
 
-    paths: dict[str, str]
-    why: dict[str, Rename | None]
-    surplus: dict[str, str]  # those that lead to no target, filled by _route
+    source: str | tuple[str, ...]
+    ops: tuple[Op, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+class _Names(NamedTuple):
+    """Where each source name leads, and the rule that says so."""
+
+    leads: dict[str, tuple[Lead, ...]]
+    why: dict[str, Naming | None]
+    surplus: dict[str, str]  # target paths that do not exist, by source name; filled by _route
 
 
 def _rename(sides: _Sides) -> _Names:
-    rules = [rule for rule in sides.rules if isinstance(rule, Rename)]
+    rules = [rule for rule in sides.rules if isinstance(rule, Naming)]
     first = [rule for rule in rules if not rule.otherwise]
     last = [rule for rule in rules if rule.otherwise]
-    matched: set[int] = set()
+    acted: set[int] = set()
     out = _Names({}, {}, {})
     for name in sides.sources:
-        found = [(r, new) for r in first if (new := r(name)) is not None]
-        found = found or [(r, new) for r in last if (new := r(name)) is not None]
-        matched |= {id(rule) for rule, new in found if new != name}
+        found = _found(first, name, sides) or _found(last, name, sides)
+        acted |= {id(rule) for rule, leads in found if leads != (Lead(name),)}
         if len(found) > 1 and name not in sides.waived:
             sides.problems.add("overlap", say.overlap(name, [repr(rule) for rule, _ in found]))
-        out.paths[name] = found[0][1] if found else name
-        out.why[name] = found[0][0] if found else None
+        out.why[name], out.leads[name] = found[0] if found else (None, (Lead(name),))
     for rule in rules:
-        if id(rule) not in matched:
-            sides.problems.add("idle", say.idle_rename(rule, sides.sources))
+        if id(rule) not in acted:
+            sides.problems.add("idle", partial(say.idle_naming, rule, sides.sources))
     return out
 
 
-def _route(sides: _Sides, names: _Names) -> dict[str, str]:
-    """``{target path: source name}``; what leads nowhere goes to ``names.surplus``."""
-    routes: dict[str, str] = {}
-    for name, path in names.paths.items():
-        if name in sides.waived:
-            continue
-        if path not in sides.targets:
-            names.surplus[name] = path
-        elif path in routes:
-            both = [(one, names.why[one]) for one in (routes[path], name)]
-            sides.problems.add("two sources", say.two_sources(path, both))
-        else:
-            routes[path] = name
-    return {path: name for path, name in routes.items() if path not in sides.fresh}
-
-
-def _move(sides: _Sides, path: str, source: str | None) -> Move:
-    if source is None:
-        return Move(path, None)
-    ops: list[Op] = []
-    came, by = sides.sources[source], None
-    for number, rule in sides.transforms.get(path, ()):
+def _found(rules: Sequence[Naming], name: str, sides: _Sides) -> list[tuple[Naming, tuple[Lead, ...]]]:
+    out = []
+    for rule in rules:
         try:
+            leads = rule.leads(name, sides.sources[name])
+        except PlanError as error:
+            leads = ()
+            if name not in sides.waived:
+                sides.problems.add("operation", f"source '{name}': {error}")
+        if leads is not None:
+            out.append((rule, leads))
+    return out
+
+
+def _route(sides: _Sides, names: _Names) -> dict[str, _Route]:
+    """``{target path: route}``; what leads nowhere goes to ``names.surplus``."""
+    arrivals: dict[str, list[tuple[Lead, str]]] = {}
+    for name, leads in names.leads.items():
+        for lead in leads if name not in sides.waived else ():
+            if lead.target in sides.targets:
+                arrivals.setdefault(lead.target, []).append((lead, name))
+            else:
+                names.surplus.setdefault(name, lead.target)
+    routes = {path: _joined(sides, names, path, found) for path, found in arrivals.items()}
+    _tie(sides, routes)
+    return {path: route for path, route in routes.items() if path not in sides.fresh}
+
+
+def _joined(sides: _Sides, names: _Names, path: str, found: list[tuple[Lead, str]]) -> _Route:
+    lead, name = found[0]
+    rule = names.why[name]
+    if lead.join and rule and all(one.join == lead.join and names.why[other] is rule for one, other in found):
+        found = sorted(found, key=lambda item: item[0].order)
+        parts = tuple(other for _, other in found)
+        try:
+            rule.check_parts(path, parts, [one.order for one, _ in found])
+        except PlanError as error:
+            sides.problems.add("operation", f"target '{path}': {error}")
+        return _Route(parts, (lead.join,))
+    if len(found) > 1:
+        both = [(other, names.why[other]) for _, other in found]
+        sides.problems.add("two sources", partial(say.two_sources, path, both))
+    return _Route(name, (lead.cut,) if lead.cut else ())
+
+
+def _tie(sides: _Sides, routes: dict[str, _Route]) -> None:
+    """Adds the routes of tied leaves, each that of the leaf it is tied to."""
+    own = dict(routes)
+    for rule in (rule for rule in sides.rules if isinstance(rule, Tie)):
+        tied = {path: to for path in sides.targets if (to := rule(path)) is not None}
+        if not tied:
+            sides.problems.add("idle", partial(say.idle_naming, rule, sides.targets, "target"))
+        for path, to in tied.items():
+            wrong = None
+            if path in routes or path in sides.fresh:
+                wrong = "has an origin of its own; expected none"
+            elif to not in sides.targets:
+                wrong = f"is tied to '{to}', which the target does not have"
+            elif to not in own or to in sides.fresh:
+                wrong = f"is tied to '{to}', which no source leads to"
+            if wrong:
+                sides.problems.add("tie", f"target '{path}' {wrong}. Correct {rule!r} or remove it.")
+            routes.setdefault(path, own.get(to, _Route(())))
+
+
+def _move(sides: _Sides, path: str, route: _Route | None) -> Move:
+    if route is None or not route.sources:
+        return Move(path, None)
+    source, ops = route.source, list(route.ops)
+    specs = [sides.sources[name] for name in route.sources]
+    by: Rule | None = None
+    try:
+        came = infer_ops(ops, specs)
+        for number, rule in sides.transforms.get(path, ()):
             op = rule.op(came)
             if op is None:
                 continue
             sides.changed.add(number)
-            if ops and ops[-1][0] == op[0]:
+            if by is not None and ops[-1][0] == op[0]:
                 raise PlanError(f"{by!r} and {rule!r} follow each other on one leaf. Write one rule for both.")
             came, by = infer_ops([op], [came]), rule
             ops.append(op)
-        except PlanError as error:
-            sides.changed.add(number)
-            sides.problems.add("operation", f"target '{path}' from source '{source}': {error}")
-            return Move(path, source)
-    _compare(sides, path, source, came, ops)
+    except PlanError as error:
+        sides.changed |= {number for number, _ in sides.transforms.get(path, ())}
+        sides.problems.add("operation", f"target '{path}' from {say.quoted(route.sources)}: {error}")
+        return Move(path, source)
+    _compare(sides, path, route.sources, came, ops)
     return Move(path, source, tuple(ops))
 
 
-def _compare(sides: _Sides, path: str, source: str, came: Spec, ops: Sequence[Op]) -> None:
+def _compare(sides: _Sides, path: str, sources: tuple[str, ...], came: Spec, ops: Sequence[Op]) -> None:
     expected = sides.targets[path]
     if came.shape != expected.shape:
-        sides.problems.add("shape", say.wrong_shape(path, expected, source, sides.sources[source], came, ops), path)
+        told = {name: sides.sources[name] for name in sources}
+        sides.problems.add("shape", partial(say.wrong_shape, path, expected, told, came, ops), path)
     elif came.dtype != expected.dtype:
-        sides.problems.add("dtype", say.wrong_dtype(path, expected, source, came), path)
+        sides.problems.add("dtype", partial(say.wrong_dtype, path, expected, sources, came), path)
 
 
-def _account(sides: _Sides, names: _Names, routes: Mapping[str, str]) -> None:
+def _account(sides: _Sides, names: _Names, routes: Mapping[str, _Route]) -> None:
     """Transforms that never changed a leaf, target leaves without an origin, source leaves left over."""
     for number, rule in enumerate(sides.rules):
         if not isinstance(rule, Transform) or number in sides.changed:
@@ -184,7 +246,7 @@ def _account(sides: _Sides, names: _Names, routes: Mapping[str, str]) -> None:
             sides.problems.add("idle", say.idle_transform(rule, chosen))
     missing = {p: spec for p, spec in sides.targets.items() if p not in routes and p not in sides.fresh}
     unused = say.Finder({name: sides.sources[name] for name in names.surplus})
-    waived = {names.paths[name]: (name, rules[0]) for name, rules in sides.waived.items()}
+    waived = {lead.target: (name, rules[0]) for name, rules in sides.waived.items() for lead in names.leads[name]}
     for path, spec in missing.items():
         sides.problems.add("missing", partial(say.missing, path, spec, unused, waived.get(path)), path)
     unfilled = say.Finder(missing)

@@ -218,8 +218,85 @@ def _cast(array: Any, dtype: str) -> Any:
     return out
 
 
+def _check_axis_numbers(*numbers: Any) -> tuple[int, ...]:
+    given = _integers(numbers, "axis and numbers")
+    if any(n < 0 for n in given):
+        raise PlanError(f"axis and numbers {given} are malformed: expected integers of at least 0.")
+    return given
+
+
+def _check_axis(axis: Any) -> tuple[int]:
+    return (_check_axis_numbers(axis)[0],)
+
+
+def _check_take(axis: Any, index: Any) -> tuple[int, ...]:
+    return _check_axis_numbers(axis, index)
+
+
+def _check_slice(axis: Any, start: Any, stop: Any) -> tuple[int, ...]:
+    return _check_axis_numbers(axis, start, stop)
+
+
+def _infer_slice(specs: tuple[Spec, ...], axis: int, start: int, stop: int) -> tuple[Spec, ...]:
+    out = []
+    for spec in specs:
+        if axis >= len(spec.shape) or not start <= stop <= spec.shape[axis]:
+            raise PlanError(f"slice({axis}, {start}, {stop}) (axis, start, stop) does not lie in {spec}.")
+        out.append(Spec((*spec.shape[:axis], stop - start, *spec.shape[axis + 1 :]), spec.dtype))
+    return tuple(out)
+
+
+def _infer_take(specs: tuple[Spec, ...], axis: int, index: int) -> tuple[Spec, ...]:
+    for spec in specs:
+        if axis >= len(spec.shape) or index >= spec.shape[axis]:
+            raise PlanError(f"take({axis}, {index}) (axis, index) does not lie in {spec}.")
+    return tuple(Spec((*s.shape[:axis], *s.shape[axis + 1 :]), s.dtype) for s in specs)
+
+
+def _infer_concat(specs: tuple[Spec, ...], axis: int) -> tuple[Spec, ...]:
+    first = specs[0]
+    rest = lambda s: (*s.shape[:axis], *s.shape[axis + 1 :])
+    for spec in specs:
+        alike = len(spec.shape) == len(first.shape) and rest(spec) == rest(first) and spec.dtype == first.dtype
+        if axis >= len(spec.shape) or not alike:
+            raise PlanError(f"concat({axis}) needs arrays that differ along axis {axis} only; {first} and {spec} came.")
+    return (Spec((*first.shape[:axis], sum(s.shape[axis] for s in specs), *first.shape[axis + 1 :]), first.dtype),)
+
+
+def _infer_stack(specs: tuple[Spec, ...], axis: int) -> tuple[Spec, ...]:
+    first = specs[0]
+    for spec in specs:
+        if axis > len(spec.shape) or spec != first:
+            raise PlanError(f"stack({axis}) needs arrays of one shape and dtype; {first} and {spec} came.")
+    return (Spec((*first.shape[:axis], len(specs), *first.shape[axis:]), first.dtype),)
+
+
+def _run_slice(arrays: list[Any], axis: int, start: int, stop: int) -> list[Any]:
+    return [array[(slice(None),) * axis + (slice(start, stop),)] for array in arrays]
+
+
+def _run_take(arrays: list[Any], axis: int, index: int) -> list[Any]:
+    return [array[(slice(None),) * axis + (index,)] for array in arrays]
+
+
+def _run_concat(arrays: list[Any], axis: int) -> list[Any]:
+    return [_module(arrays).concatenate(arrays, axis=axis)]
+
+
+def _run_stack(arrays: list[Any], axis: int) -> list[Any]:
+    return [_module(arrays).stack(arrays, axis=axis)]
+
+
+def _module(arrays: list[Any]) -> Any:
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
+
+
 KINDS: dict[str, Kind] = {
     "permute": Kind(check_axes, _infer_permute, _run_permute),
     "reshape": Kind(check_shape, _infer_reshape, _run_reshape),
     "cast": Kind(check_dtype, _infer_cast, _run_cast),
+    "slice": Kind(_check_slice, _infer_slice, _run_slice),
+    "take": Kind(_check_take, _infer_take, _run_take),
+    "concat": Kind(_check_axis, _infer_concat, _run_concat),
+    "stack": Kind(_check_axis, _infer_stack, _run_stack),
 }

@@ -10,13 +10,14 @@ from typing import Any
 
 from transferjax._errors import PlanError, listing, nearest_hint
 from transferjax.surgery._ops import Op, Spec, castable, show
-from transferjax.surgery._rules import Rename, Rule, Transform, _raw
+from transferjax.surgery._rules import Rule, Transform, _raw
 
 LIMIT = 8  # problems told in full, per kind
 REST = {
     "idle": "more rules that do nothing",
     "overlap": "more source names that two rules match",
     "two sources": "more target leaves with two sources",
+    "tie": "more tied leaves that cannot be",
     "operation": "more operations that do not fit",
     "shape": "more target leaves of another shape",
     "dtype": "more target leaves of another dtype",
@@ -86,12 +87,13 @@ def idle(rule: Rule, selector: Any, side: Mapping[str, Any], noun: str) -> str:
     return f"{rule!r} does nothing: it matched none of {len(side):,} {noun} leaves.{near} Correct it or remove it."
 
 
-def idle_rename(rule: Rename, side: Mapping[str, Any]) -> str:
-    """A rename rule that changes no name."""
-    plain = re.sub(r"\\(.)|\(\\d\+\)", lambda m: m[1] or "0", rule.pattern.pattern)
-    why = "no name that it alone is for" if rule.otherwise else "no name in full"
+def idle_naming(rule: Rule, side: Mapping[str, Any], noun: str = "source") -> str:
+    """A rule over names that matches none, or changes none."""
+    patterns = getattr(rule, "patterns", None) or (getattr(rule, "pattern", re.compile("")),)
+    plain = re.sub(r"\\(.)|\(\\d\+\)", lambda m: m[1] or "0", patterns[0].pattern)
+    why = "no name that it alone is for" if getattr(rule, "otherwise", False) else "no name in full"
     near = nearest_hint(plain, _some(plain, side))
-    return f"{rule!r} does nothing: it matched {why} of {len(side):,} source leaves.{near} Correct it or remove it."
+    return f"{rule!r} does nothing: it matched {why} of {len(side):,} {noun} leaves.{near} Correct it or remove it."
 
 
 def idle_transform(rule: Transform, chosen: Sequence[str]) -> str:
@@ -100,34 +102,34 @@ def idle_transform(rule: Transform, chosen: Sequence[str]) -> str:
 
 
 def overlap(name: str, rules: Sequence[str]) -> str:
-    """Two rename rules that match one name."""
+    """Two rules over names that match one name."""
     return (
-        f"source '{name}' is matched by {' and by '.join(rules)}. Expected one rename rule per name: make one pattern "
-        "narrower, or pass otherwise=True to the one that is for all remaining names."
+        f"source '{name}' is matched by {' and by '.join(rules)}. Expected one such rule per name: make one pattern "
+        "narrower, or pass otherwise=True to the rename that is for all remaining names."
     )
 
 
-def two_sources(path: str, both: Iterable[tuple[str, Rename | None]]) -> str:
+def two_sources(path: str, both: Iterable[tuple[str, Rule | None]]) -> str:
     """Two source leaves that lead to one target leaf."""
     told = [f"'{name}' (by {rule!r})" if rule else f"'{name}' (its own name)" for name, rule in both]
     return f"target '{path}' has two sources: {' and '.join(told)}. Waive one, or rename it to another path."
 
 
-def wrong_shape(path: str, expected: Spec, source: str, spec: Spec, came: Spec, ops: Sequence[Op]) -> str:
+def wrong_shape(path: str, expected: Spec, sources: Mapping[str, Spec], came: Spec, ops: Sequence[Op]) -> str:
     """A leaf of another shape than the target's."""
-    through = f" through {', '.join(map(show, ops))}" if ops else ""
-    was = f"{spec}{through}, which makes {came.shape}" if ops else str(spec)
-    return f"target '{path}' expects {expected}; source '{source}' is {was}. {_shape_advice(path, expected, came, ops)}"
+    was = listing([f"'{name}' is {spec}" for name, spec in sources.items()], 3)
+    through = f" through {', '.join(map(show, ops))}, which makes {came.shape}" if ops else ""
+    return f"target '{path}' expects {expected}; source {was}{through}. {_shape_advice(path, expected, came, ops)}"
 
 
-def wrong_dtype(path: str, expected: Spec, source: str, came: Spec) -> str:
+def wrong_dtype(path: str, expected: Spec, sources: Sequence[str], came: Spec) -> str:
     """A leaf of another dtype than the target's."""
     write = (
         f"Write cast({_only(path)}, '{expected.dtype}') (cast('**', '{expected.dtype}') for all)."
         if castable(came.dtype, expected.dtype)
         else f"No cast keeps its numbers: give the target leaf the dtype {came.dtype}, or write fresh({_only(path)})."
     )
-    return f"target '{path}' expects {expected}; source '{source}' comes as {came}. {write}"
+    return f"target '{path}' expects {expected}; {quoted(sources)} comes as {came}. {write}"
 
 
 def missing(path: str, spec: Spec, unused: Finder, waived: tuple[str, Rule] | None) -> str:
@@ -144,9 +146,14 @@ def surplus(name: str, spec: Spec, path: str, missing_targets: Finder) -> str:
     """A source leaf that nothing uses."""
     near, fitting = missing_targets.hint(path, spec)
     near = near.replace(" Nearest:", " Nearest without a source:")
-    to = "" if path == name else f", which rename leads to '{path}',"
+    to = "" if path == name else f", which a rule leads to '{path}',"
     write = f"rename({_raw(re.escape(name))}, '{fitting}') or " if fitting else ""
     return f"source '{name}' {spec}{to} has no target.{near} Write {write}waive({_only(name)})."
+
+
+def quoted(sources: Sequence[str]) -> str:
+    """The names of sources as messages print them."""
+    return f"source {listing([repr(name) for name in sources], 3)}"
 
 
 def _only(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transferjax._errors import PlanError
 from transferjax.surgery._ops import Op, Spec, check_axes, check_dtype, check_shape, infer
@@ -20,32 +20,56 @@ class Rule:
     """Base of every rule; it prints as it is written."""
 
 
+class Lead(NamedTuple):
+    """Where a source leaf goes; ``cut``: only a part of it; ``join`` and ``order``: with others into one target."""
+
+    target: str
+    cut: Op | None = None
+    join: Op | None = None
+    order: int = 0
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
-class Rename(Rule):
+class Naming(Rule):
+    """A rule over source names: at most one of them may match a name."""
+
+    @property
+    def otherwise(self) -> bool:
+        """Whether the rule is only for names that no other matches."""
+        return False
+
+    def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
+        """Where the leaf goes; ``None`` when the rule does not match."""
+        raise NotImplementedError
+
+    def check_parts(self, target: str, names: Sequence[str], orders: Sequence[int]) -> None:
+        """Raises a PlanError when the sources that join in one target are not all there, once each."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Rename(Naming):
     """See :func:`rename`."""
 
     pattern: re.Pattern[str]
     replacement: str | Callable[[re.Match[str]], str]
-    otherwise: bool = False
+    last: bool = False
+
+    @property
+    def otherwise(self) -> bool:
+        return self.last
 
     def __repr__(self) -> str:
         new = _raw(self.replacement) if isinstance(self.replacement, str) else _name(self.replacement)
-        return f"rename({_raw(self.pattern.pattern)}, {new}{', otherwise=True' if self.otherwise else ''})"
+        return f"rename({_raw(self.pattern.pattern)}, {new}{', otherwise=True' if self.last else ''})"
 
     def __call__(self, name: str) -> str | None:
         """The new name, or ``None`` when the rule does not match."""
         found = self.pattern.fullmatch(name)
-        if found is None:
-            return None
-        if isinstance(self.replacement, str):
-            return found.expand(self.replacement)
-        try:
-            new = self.replacement(found)
-        except LookupError as error:
-            raise PlanError(f"{self!r} raised {error!r} for '{name}'. Write a narrower pattern.") from None
-        if not isinstance(new, str):
-            raise PlanError(f"{self!r} made {type(new).__name__} from '{name}'; expected a str, the target path.")
-        return new
+        return None if found is None else expand(self, found, self.replacement)
+
+    def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
+        new = self(name)
+        return None if new is None else (Lead(new),)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -151,21 +175,9 @@ def rename(pattern: str, replacement: str | Callable[[re.Match[str]], str], *, o
     >>> rename(r"bn\.(\w+)", lambda m: f"bn/{leaf[m[1]]}")("bn.weight")
     'bn/scale'
     """
-    try:
-        compiled = re.compile(pattern)
-        if isinstance(replacement, str):
-            compiled.sub(replacement, "")  # parses the template, and so finds a wrong group now
-    except (re.error, IndexError, TypeError) as error:
-        raise PlanError(
-            f"rename({_raw(pattern)}, {_raw(replacement)}) is malformed: {error}. Write a regular expression, and a "
-            r"replacement with \1 or \g<name> for its groups."
-        ) from None
-    if not isinstance(replacement, str) and not callable(replacement):
-        raise PlanError(
-            f"rename({_raw(pattern)}, ...) expects a str or a function of the match as replacement, "
-            f"got {type(replacement).__name__}."
-        )
-    return Rename(compiled, replacement, otherwise)
+    return Rename(
+        compiled(f"rename({_raw(pattern)}, {_raw(replacement)})", pattern, replacement), replacement, otherwise
+    )
 
 
 def dots_to_slashes() -> Rename:
@@ -316,6 +328,37 @@ def waive(selector: Selector | str) -> Waive:
     True
     """
     return Waive(as_selector(selector))
+
+
+def compiled(written: str, pattern: str, replacement: Any) -> re.Pattern[str]:
+    """The compiled pattern, once the replacement is known to fit it; errors show the rule as ``written``."""
+    if not isinstance(replacement, str) and not callable(replacement):
+        raise PlanError(
+            f"{written} expects a str or a function of the match as replacement, got {type(replacement).__name__}."
+        )
+    try:
+        made = re.compile(pattern)
+        if isinstance(replacement, str):
+            made.sub(replacement, "")  # parses the template, and so finds a wrong group now
+    except (re.error, IndexError, TypeError) as error:
+        raise PlanError(
+            f"{written} is malformed: {error}. Write a regular expression, and a replacement with "
+            r"\1 or \g<name> for its groups."
+        ) from None
+    return made
+
+
+def expand(rule: Rule, found: re.Match[str], replacement: str | Callable[[re.Match[str]], str]) -> str:
+    """The target path that a replacement makes of a match."""
+    if isinstance(replacement, str):
+        return found.expand(replacement)
+    try:
+        new = replacement(found)
+    except LookupError as error:
+        raise PlanError(f"{rule!r} raised {error!r} for '{found[0]}'. Write a narrower pattern.") from None
+    if not isinstance(new, str):
+        raise PlanError(f"{rule!r} made {type(new).__name__} from '{found[0]}'; expected a str, the target path.")
+    return new
 
 
 def _slashes(match: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ import jax
 
 from transferjax._errors import PlanError, listing, nearest_hint
 from transferjax._types import Model
-from transferjax.tree import flatten, natural, paths
+from transferjax.tree import flatten, natural
 
 
 def leaves(tree: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def leaves(tree: Any) -> dict[str, Any]:
     {'bn/mean': 0.0, 'bn/scale': 1.0}
     """
     if isinstance(tree, Model):
-        params, extra = paths(tree.params), paths(tree.extra)
+        params, extra = dict(flatten(tree.params)[0]), dict(flatten(tree.extra)[0])
         both = [path for path in params if path in extra]
         if both:
             raise PlanError(
@@ -37,7 +37,7 @@ def leaves(tree: Any) -> dict[str, Any]:
             )
         found = {**params, **extra}
     else:
-        found = paths(dict(tree) if isinstance(tree, Mapping) and type(tree) is not dict else tree)
+        found = dict(flatten(dict(tree) if isinstance(tree, Mapping) and type(tree) is not dict else tree)[0])
     # The path itself decides between "01" and "1", which are equal as numbers: no order of a dict is seen.
     return dict(sorted(found.items(), key=lambda item: (natural(item[0]), item[0])))
 

@@ -12,7 +12,8 @@ import numpy as np
 from transferjax._errors import LawError, PlanError, listing
 from transferjax._types import Model
 from transferjax.surgery import Move, Plan, Rule, Spec, assemble, leaves, plan
-from transferjax.surgery._rules import Rename, Transform
+from transferjax.surgery._rules import Naming, Transform
+from transferjax.surgery._structure import Tie
 
 
 def check_plan(source_shapes: Any, target: Any, rules: Iterable[Rule] = ()) -> Plan:
@@ -69,8 +70,11 @@ def _check_minimal(made: Plan, source: Any, target: Any, rules: tuple[Rule, ...]
     for number, rule in enumerate(rules):
         if _plan_or_none(source, target, rules[:number] + rules[number + 1 :]) != made:
             continue
-        if isinstance(rule, Rename):
-            free = [name for name in leaves(source) if rule(name) is not None and name not in decided[0]]
+        if isinstance(rule, Tie):
+            free = [path for path in leaves(target) if rule(path) is not None]
+        elif isinstance(rule, Naming):
+            specs = made.sources.items()
+            free = [name for name, spec in specs if name not in decided[0] and rule.leads(name, spec) is not None]
         else:
             side, done = (target, decided[1]) if isinstance(rule, Transform) else (source, decided[0])
             selector = getattr(rule, "selector", lambda path, leaf: True)
@@ -110,9 +114,18 @@ def _check_apply(made: Plan, target: Any) -> None:
 
 
 def _reference(move: Move, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    value = arrays[move.sources[0]]
+    several = [arrays[name] for name in move.sources]
+    value = several[0]
     for name, *arguments in move.ops:
-        if name == "permute":
+        if name == "concat":
+            value = np.concatenate(several, arguments[0])
+        elif name == "stack":
+            value = np.stack(several, arguments[0])
+        elif name == "slice":
+            value = np.take(value, np.arange(*arguments[1:]), arguments[0])
+        elif name == "take":
+            value = np.take(value, arguments[1], arguments[0])
+        elif name == "permute":
             value = np.transpose(value, arguments[0])
         elif name == "reshape":
             value = np.reshape(value, arguments[0])
