@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ class Lead(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Naming(Rule):
+class Naming(Rule, abc.ABC):
     """A rule over source names: at most one of them may match a name."""
 
     @property
@@ -38,9 +39,9 @@ class Naming(Rule):
         """Whether the rule is only for names that no other matches."""
         return False
 
+    @abc.abstractmethod
     def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
         """Where the leaf goes; ``None`` when the rule does not match."""
-        raise NotImplementedError
 
     def check_parts(self, target: str, names: Sequence[str], orders: Sequence[int]) -> None:
         """Raises a PlanError when the sources that join in one target are not all there, once each."""
@@ -73,14 +74,14 @@ class Rename(Naming):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Transform(Rule):
+class Transform(Rule, abc.ABC):
     """A rule that changes the leaves it selects on the way; ``op`` makes the operation from what comes."""
 
     selector: Selector
 
+    @abc.abstractmethod
     def op(self, came: Spec) -> Op | None:
         """The operation for a leaf that comes as ``came``; ``None`` to leave it as it is."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
