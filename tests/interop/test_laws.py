@@ -212,8 +212,8 @@ def test_module_paths(model, x):
     assert found["dropout"] == ()
 
 
-def test_inputs_that_are_a_dict_become_keywords(model, x):
-    if not hasattr(model.apply.forward, "flags"):
-        pytest.skip("a plain function gets its inputs as they are")
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_inputs_that_are_a_dict_become_keywords(models, kind, x):
+    model = models[kind]
     outputs, _ = model.apply(model.params, model.extra, {"x": x})
     assert np.array_equal(outputs, model.apply(model.params, model.extra, x)[0])

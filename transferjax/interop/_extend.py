@@ -18,6 +18,7 @@ from transferjax.interop._forward import (
     Insert,
     Pass,
     as_selectors,
+    check_called,
     check_used,
     forward_of,
     rebuild,
@@ -203,7 +204,7 @@ class _Inserted(_Layer):
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
         inserts = (self.insert, *hooks.inserts)  # the outermost layer comes first here and acts last
         passed = self.inner(params, extra, inputs, dataclasses.replace(hooks, inserts=inserts))
-        check_used(self.insert.at, tuple(path for path in passed.modules if path), "insert()")
+        check_called(self.insert.at, passed, "insert()")
         return passed
 
 

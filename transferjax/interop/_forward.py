@@ -76,12 +76,14 @@ class Pass(NamedTuple):
       extra: in the structure that came in.
       captured: module path to its outputs, one entry per call.
       modules: the path of every module there is.
+      called: the paths of those whose outputs were captured or changed.
     """
 
     outputs: Any
     extra: Extra
     captured: dict[str, list[Any]]
     modules: tuple[str, ...]
+    called: frozenset[str] = frozenset()
 
 
 class Forward(Protocol):
@@ -164,8 +166,21 @@ def run(forward: Forward, params: Params, extra: Extra, inputs: Any, hooks: Hook
     passed = forward(params, extra, inputs, hooks)
     if not isinstance(hooks.train, bool) and not isinstance(hooks.train.function, TrainedModules):
         check_used((hooks.train,), passed.modules, "train=")
-    check_used(hooks.at, tuple(m for m in passed.modules if m), "capture()")
+    check_called(hooks.at, passed, "capture()")
     return passed
+
+
+def check_called(selectors: Iterable[Selector], passed: Pass, where: str) -> None:
+    """Raises when one of the selectors matches no module that was called in a pass."""
+    check_used(selectors, tuple(path for path in passed.modules if path), where)
+    for selector in selectors:
+        if not any(selector(path) for path in passed.called):
+            found = listing([path for path in passed.modules if path and selector(path)])
+            raise SelectionError(
+                f"{where}: selector {selector!r} matched {found}, which the forward pass does not call. "
+                "Select a module that is called; in a plain function, one that marks its value with "
+                "transferjax.interop.mark(path, value)."
+            )
 
 
 def check_used(selectors: Iterable[Selector], modules: tuple[str, ...], where: str) -> None:

@@ -116,7 +116,8 @@ class _Network:
         outputs, updated = result
         modules = tuple(sorted(self.known | watch.seen))
         moved = {name: self._moved(name, value, updated, hooks, watch.seen) for name, value in state.items()}
-        return Pass(outputs, nest(moved), _recorded(updated, watch.wanted), modules)
+        captured = _recorded(updated, {path for path in watch.called if hooks.capturing(path)})
+        return Pass(outputs, nest(moved), captured, modules, frozenset(watch.called))
 
     def _moved(self, name: str, value: Any, updated: Mapping[str, Any], hooks: Hooks, seen: set[str]) -> Any:
         keys = self.extra[name]
@@ -130,7 +131,7 @@ class _Watch:
     def __init__(self, flags: tuple[str, ...], hooks: Hooks):
         self.flags, self.hooks = flags, hooks
         self.seen: set[str] = set()
-        self.wanted: set[str] = set()
+        self.called: set[str] = set()
         self.inside: list[str] = []
 
     def __call__(self, next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -180,12 +181,12 @@ class _Watch:
                 object.__setattr__(module, name, value)
 
     def _tapped(self, outputs, module, path):
+        self.called.add(path)
         for insert in self.hooks.inserted(path):
             outputs = insert.function(self.hooks.aux, outputs)
         if self.hooks.capturing(path):
             # Sown, not kept aside: what is computed inside nn.remat or nn.scan leaves it only as a variable.
             module.sow(TRANSIENT, RECORD, outputs)
-            self.wanted.add(path)
         return outputs
 
 

@@ -64,42 +64,57 @@ def nnx_model(
     if not isinstance(module, nnx.Module):
         hint = " For Flax Linen write tj.interop.linen(module, variables)." if hasattr(module, "init") else ""
         raise TransferError(f"nnx() expects a flax.nnx.Module, got {type(module).__name__}.{hint}")
-    network = _Network(module, (*FLAGS, train_argument) if train_argument else FLAGS)
-    return build(network, network.read("params"), network.read("extra"), preprocess)
+    if jax.tree.leaves(nnx.state(module, nnx.Intermediate)):
+        module = nnx.clone(module)
+        nnx.pop(module, nnx.Intermediate)
+    graphdef, state = nnx.split(module)
+    flat = list(nnx.to_flat_state(state))
+    modules = tuple(sorted(_join(keys) for keys, _ in _modules(module)))
+    network = _Network(graphdef, flat, modules, (*FLAGS, train_argument) if train_argument else FLAGS)
+    return build(network, network.read(flat, "params"), network.read(flat, "extra", "cache"), preprocess)
 
 
 class _Leaf(NamedTuple):
-    """Where one Variable's value lives: which tree, and under which paths its arrays are."""
+    """Where one Variable's value lives.
+
+    Attributes:
+      keys: its place in the module.
+      kind: ``params``, ``extra``, ``cache`` (in ``extra`` too), ``rng`` or ``static`` (no array).
+      names: the paths of its arrays.
+      treedef: the form of its value.
+      empty: the Variable without its value; ``None`` for an array that is in no Variable.
+      value: of a static one; the shape of a stream's key or counter.
+    """
 
     keys: tuple[Any, ...]
     kind: str
     names: tuple[str, ...]
     treedef: Any
+    empty: Any
     value: Any
+
+    def filled(self, value: Any) -> Any:
+        """The Variable with another value; an array that is no Variable stays none."""
+        return value if self.empty is None else self.empty.replace(value)
 
 
 class _Network:
     """The graph of a module, taken apart once. Compares by identity."""
 
-    def __init__(self, module: nnx.Module, flags: tuple[str, ...]):
-        if jax.tree.leaves(nnx.state(module, nnx.Intermediate)):
-            module = nnx.clone(module)
-            nnx.pop(module, nnx.Intermediate)
-        self.flags = flags
-        self.graphdef, state = nnx.split(module)
-        self.paths = tuple(sorted(_join(keys) for keys, _ in _modules(module)))
-        self.leaves = tuple(_leaf(keys, variable) for keys, variable in nnx.to_flat_state(state))
-        self.owners = {name: owner(name, self.paths) for leaf in self.leaves for name in leaf.names}
+    def __init__(self, graphdef: Any, flat: list[tuple[Any, Any]], modules: tuple[str, ...], flags: tuple[str, ...]):
+        self.graphdef, self.paths, self.flags = graphdef, modules, flags
+        self.leaves = tuple(_leaf(keys, variable) for keys, variable in flat)
+        self.owners = {name: owner(name, modules) for leaf in self.leaves for name in leaf.names}
 
     def modules(self) -> tuple[str, ...]:
         return self.paths
 
-    def read(self, kind: str) -> PyTree:
-        """The arrays of one kind as they were in the module."""
+    def read(self, flat: list[tuple[Any, Any]], *kinds: str) -> PyTree:
+        """The arrays of some kinds as they are in the module; the network itself keeps none."""
         found: dict[str, Any] = {}
-        for leaf in self.leaves:
-            if leaf.kind in (kind, "cache" if kind == "extra" else kind):
-                found.update(zip(leaf.names, map(frozen_array, jax.tree.leaves(leaf.value)), strict=True))
+        for leaf, (_, variable) in zip(self.leaves, flat, strict=True):
+            if leaf.kind in kinds:
+                found.update(zip(leaf.names, map(frozen_array, jax.tree.leaves(_value(variable))), strict=True))
         return nest(found)
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
@@ -108,11 +123,15 @@ class _Network:
             **unnest(extra, self._names("extra", "cache"), "extra"),
         }
         module = self._merge(given, hooks)
-        context = _instrument(module, self.flags, hooks)
+        taps = _instrument(module, self.flags, hooks)
         args, kwargs = arguments(inputs)
         outputs = module(*args, **kwargs)
-        captured = {path: list(getattr(one, OUTPUTS).get_value()) for path, one in context.items()}
-        return Pass(outputs, self._extra(module, given, hooks), captured, self.paths)
+        captured = {
+            path: list(getattr(one, OUTPUTS).get_value()) for path, one in taps.items() if hasattr(one, OUTPUTS)
+        }
+        called = {path for path, calls in captured.items() if calls}
+        called |= {path for path, one in taps.items() if hasattr(one, CONTEXT) and getattr(one, CONTEXT).used}
+        return Pass(outputs, self._extra(module, given, hooks), captured, self.paths, frozenset(called))
 
     def _names(self, *kinds: str) -> list[str]:
         return [name for leaf in self.leaves if leaf.kind in kinds for name in leaf.names]
@@ -126,7 +145,7 @@ class _Network:
                 value = jax.tree.unflatten(leaf.treedef, [given[name] for name in leaf.names])
             else:
                 value = leaf.value
-            state.append((leaf.keys, value))
+            state.append((leaf.keys, leaf.filled(value)))
         return nnx.merge(self.graphdef, nnx.from_flat_state(state), copy=True)
 
     def _extra(self, module: Any, given: dict[str, Any], hooks: Hooks) -> Extra:
@@ -150,14 +169,14 @@ class _Network:
 def _leaf(keys: tuple[Any, ...], variable: Any) -> _Leaf:
     value = _value(variable)
     flat, treedef = jax.tree_util.tree_flatten_with_path(value)
+    empty = variable.replace(None) if isinstance(variable, nnx.Variable) else None
     if isinstance(variable, nnx.RngState):
-        return _Leaf(keys, "rng", (), treedef, value)
+        return _Leaf(keys, "rng", (), treedef, empty, jax.ShapeDtypeStruct(value.shape, value.dtype))
     if not all(_is_array(leaf) for _, leaf in flat):
-        return _Leaf(keys, "static", (), treedef, value)
+        return _Leaf(keys, "static", (), treedef, empty, value)
     kind = "params" if isinstance(variable, nnx.Param) else "cache" if isinstance(variable, nnx.Cache) else "extra"
-    return _Leaf(
-        keys, kind, tuple("/".join(filter(None, (_join(keys), path_string(k)))) for k, _ in flat), treedef, value
-    )
+    names = tuple("/".join(filter(None, (_join(keys), path_string(inner)))) for inner, _ in flat)
+    return _Leaf(keys, kind, names, treedef, empty, None)
 
 
 def _value(variable: Any) -> Any:
@@ -190,8 +209,8 @@ def _seed(leaf: _Leaf, key: Any) -> Any:
 
 
 def _instrument(module: Any, flags: tuple[str, ...], hooks: Hooks) -> dict[str, Any]:
-    """Sets modes, momentum, insertions and recorders on a merged module; returns the recorded modules by path."""
-    recorded: dict[str, Any] = {}
+    """Sets modes, momentum, insertions and recorders on a merged module; returns the tapped modules by path."""
+    tapped: dict[str, Any] = {}
     if hooks.key is None:
         for _, one in nnx.iter_graph(module):
             if type(one) is nnx.RngStream:
@@ -208,9 +227,10 @@ def _instrument(module: Any, flags: tuple[str, ...], hooks: Hooks) -> dict[str, 
             setattr(one, CONTEXT, _Context([functools.partial(insert.function, hooks.aux) for insert in inserts]))
         if capturing:
             setattr(one, OUTPUTS, nnx.Intermediate(()))
-            recorded[path] = one
-        one.__class__ = _specialised(type(one), flags, on, bool(inserts or capturing))
-    return recorded
+        if inserts or capturing:
+            tapped[path] = one
+        one.__class__ = _specialised(type(one), flags, on, path in tapped)
+    return tapped
 
 
 class _Silent(nnx.RngStream):
@@ -225,6 +245,11 @@ class _Context:
 
     def __init__(self, functions: list[Callable[[Any], Any]]):
         self.functions = functions
+        self.used = False
+
+    def __call__(self, outputs: Any) -> Any:
+        self.used = True
+        return functools.reduce(lambda value, function: function(value), self.functions, outputs)
 
 
 @functools.cache
@@ -273,8 +298,8 @@ def _tapped(method: Any) -> Any:
     @functools.wraps(method)
     def call(self, *args, **kwargs):
         outputs = method.__get__(self, type(self))(*args, **kwargs)
-        for function in getattr(self, CONTEXT).functions if hasattr(self, CONTEXT) else ():
-            outputs = function(outputs)
+        if hasattr(self, CONTEXT):
+            outputs = getattr(self, CONTEXT)(outputs)
         if hasattr(self, OUTPUTS):
             recorder = getattr(self, OUTPUTS)
             recorder.set_value((*recorder.get_value(), outputs))

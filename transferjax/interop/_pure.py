@@ -91,6 +91,7 @@ def mark(path: str, value: Any) -> Any:
     if current is None:
         return value
     current.seen.add(path)
+    current.called.add(path)
     for one in current.hooks.inserted(path):
         value = one.function(current.hooks.aux, value)
     if current.hooks.capturing(path):
@@ -136,6 +137,7 @@ class _Record:
     def __init__(self, hooks: Hooks):
         self.hooks = hooks
         self.seen: set[str] = {""}
+        self.called: set[str] = set()
         self.captured: dict[str, list[Any]] = {}
 
 
@@ -195,7 +197,7 @@ class _Function:
         moved = dict(flatten(after)[0])
         kept = unnest(extra, self.extra.names, "extra")
         new = {name: moved[name] if hooks.on(owner(name, record.seen)) else kept[name] for name in kept}
-        return Pass(outputs, nest(new), record.captured, tuple(sorted(record.seen)))
+        return Pass(outputs, nest(new), record.captured, tuple(sorted(record.seen)), frozenset(record.called))
 
 
 class _Module:
@@ -222,7 +224,7 @@ class _Module:
             leaves.append(given[name] if name in given else not hooks.on(parent) if mode else leaf)
         with _recording(hooks) as record:
             outputs = self.call(jax.tree.unflatten(self.treedef, leaves), inputs, hooks.key)
-        return Pass(outputs, extra, record.captured, tuple(sorted(self.known | record.seen)))
+        return Pass(outputs, extra, record.captured, tuple(sorted(self.known | record.seen)), frozenset(record.called))
 
 
 def _per_example(module: Any, inputs: Any, key: Any) -> Any:

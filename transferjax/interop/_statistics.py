@@ -123,7 +123,7 @@ def _batch_norms(extra: Extra, train: bool | Selector) -> tuple[str, ...]:
     if not on:
         raise TransferError(
             f"reestimate_statistics() found {len(places)} BatchNorms (leaves mean and var in extra) and "
-            f"train={train!r} selects none of them. Select their modules, for example train='**/bn', or leave train=True."
+            f"train={train!r} selects none of them. Write for example train='**/bn', or leave train=True."
         )
     return tuple(on)
 
