@@ -24,6 +24,7 @@ F = "float32"
         (("slice", 1, 2, 4), Spec((2, 5), F), Spec((2, 2), F)),
         (("slice", 0, 1, 1), Spec((2, 5), F), Spec((0, 5), F)),
         (("take", 1, 4), Spec((2, 5), F), Spec((2,), F)),
+        (("take", 0, 1), Spec((2,), F), Spec((), F)),
         (("concat", 0), Spec((2, 5), F), Spec((2, 5), F)),
         (("stack", 2), Spec((2, 5), F), Spec((2, 5, 1), F)),
         (("cast", "bfloat16"), Spec((2,), F), Spec((2,), "bfloat16")),

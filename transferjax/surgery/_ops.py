@@ -276,7 +276,8 @@ def _run_slice(arrays: list[Any], axis: int, start: int, stop: int) -> list[Any]
 
 
 def _run_take(arrays: list[Any], axis: int, index: int) -> list[Any]:
-    return [array[(slice(None),) * axis + (index,)] for array in arrays]
+    # asarray: a number taken from a numpy vector stays an array
+    return [_module([array]).asarray(array[(slice(None),) * axis + (index,)]) for array in arrays]
 
 
 def _run_concat(arrays: list[Any], axis: int) -> list[Any]:
