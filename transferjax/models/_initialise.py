@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from transferjax import tree
 
@@ -37,7 +38,7 @@ def materialise(build: Callable[[], Any], key: jax.Array) -> Any:
 
 
 def _values(leaves: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-    traced = isinstance(key, jax.core.Tracer)
+    traced = isinstance(key, Tracer)
     # Drawn eagerly, one array per shape would compile one program per shape; numpy slices compile nothing.
     module = jnp if traced else np
     key_kernels, key_streams = jax.random.split(key)

