@@ -96,11 +96,15 @@ class Loss(NamedTuple):
       value: scalar, differentiated with respect to the trainable leaves.
       metrics: dict of scalars, each a mean over the batch.
       extra: the model's new ``extra``.
+      weight: how much this batch counts in a mean over several, which accumulation needs to be exact: the denominator
+        of the means, or ``{"loss" or a metric's name: denominator}`` where they differ. ``None``, and names left out:
+        the sum of ``batch["weight"]``, or the number of examples.
     """
 
     value: Array
     metrics: dict[str, Array]
     extra: Extra
+    weight: Any = None
 
 
 @runtime_checkable

@@ -1,62 +1,93 @@
+"""Which modules train when only some parameters learn, and weights beside the model's own."""
+
+import jax
 import pytest
 
-from transferjax._errors import SelectionError
-from transferjax.tree import Selector, auxiliary, training_selector
-from transferjax.tree._modules import Auxiliary
+import transferjax as tj
+from transferjax.tree import auxiliary, training_selector
+from transferjax.tree._modules import is_extended
 
-PARAMS = ("stem/conv/kernel", "stem/bn/scale", "blocks/0/conv/kernel", "blocks/0/norm/bias", "blocks/1/conv/kernel",
-          "head/kernel", "head/bias", "positions")  # fmt: skip
-MODULES = ("", "stem", "stem/conv", "stem/bn", "stem/plain_bn", "blocks", "blocks/0", "blocks/0/conv", "blocks/0/norm",
-           "blocks/0/dropout", "blocks/1", "blocks/1/conv", "blocks/1/drop/inner", "head", "dropout")  # fmt: skip
+PARAMS = [
+    "stem/conv/kernel",
+    "stem/bn/scale",
+    "stem/bn/bias",
+    "blocks/0/dense/kernel",
+    "head/fc/kernel",
+    "head/fc/bias",
+]
+MODULES = [
+    "",
+    "stem",
+    "stem/conv",
+    "stem/bn",
+    "stem/drop",
+    "blocks/0",
+    "blocks/0/drop",
+    "head",
+    "head/fc",
+    "head/drop",
+    "drop",
+]
 
-
-@pytest.mark.parametrize(
-    ("trained", "expected"),
-    [
-        ((), ()),
-        (("head/bias",), ("head", "dropout")),
-        (("positions",), ("", "dropout")),
-        (("stem/bn/scale",), ("stem", "stem/bn", "stem/plain_bn", "dropout")),
-        (("stem/conv/kernel",), ("stem", "stem/conv", "stem/plain_bn", "dropout")),
-        (("blocks/1/conv/kernel",), ("blocks", "blocks/1", "blocks/1/conv", "blocks/1/drop/inner", "dropout")),
-        (PARAMS, MODULES),
-    ],
-)
-def test_a_module_trains_with_its_own_leaves_and_without_any_with_its_surroundings(trained, expected):
-    selector = training_selector(PARAMS, trained)
-    # "" owns `positions`, so it follows that leaf alone; `dropout` owns nothing and follows everything beneath "".
-    assert tuple(module for module in MODULES if selector(module)) == expected
-
-
-def test_selectors_of_the_same_paths_are_equal_and_hash_alike():
-    one, two = (training_selector(list(PARAMS), {"head/bias"}) for _ in range(2))
-    assert isinstance(one, Selector)
-    assert one == two
-    assert hash(one) == hash(two)
-    assert one != training_selector(PARAMS, ["head/kernel"])
-    assert repr(one) == "modules of 1 trained leaves"
-    assert repr(one.function) == "TrainedModules(head/bias)"
+TABLE = [
+    (["head/fc/kernel"], ["", "head", "head/fc", "head/drop", "drop"]),
+    (["stem/bn/bias"], ["", "stem", "stem/bn", "stem/drop", "drop"]),
+    (["blocks/0/dense/kernel"], ["", "blocks/0", "blocks/0/drop", "drop"]),
+    (PARAMS, MODULES),
+    ([], []),
+]
 
 
-def test_the_parts_of_an_extended_model_are_no_modules():
-    selector = training_selector(["model/head/kernel", "model/stem/kernel", "aux/map/kernel"], ["model/head/kernel"])
-    assert [module for module in ("", "head", "stem", "map") if selector(module)] == ["", "head", "map"]
-    alone = training_selector(["model/head/kernel", "aux/map/kernel"], ["aux/map/kernel"])
-    assert not any(map(alone, ("", "head", "map")))
+@pytest.mark.parametrize("trained, expected", TABLE, ids=[str(row[0]) for row in TABLE])
+def test_a_module_trains_when_something_of_its_own_learns(trained, expected):
+    on = training_selector(PARAMS, trained)
+    assert [path for path in MODULES if on(path)] == expected
 
 
-def test_a_path_that_is_no_parameter_raises():
-    with pytest.raises(SelectionError, match="1 trained paths are no parameters of the model: lora/head/kernel"):
-        training_selector(PARAMS, ["lora/head/kernel"])
+def test_a_module_with_frozen_leaves_of_its_own_is_off_whatever_trains_below_it():
+    on = training_selector(["block/scale", "block/fc/kernel"], ["block/fc/kernel"])
+    assert (on("block"), on("block/fc"), on("block/drop")) == (False, True, True)
 
 
-def test_auxiliary_weights_by_name():
-    params = {"model": {}, "aux": {"map": 1, "bias": 2}}
-    assert auxiliary(params, "map") == 1
-    with pytest.raises(
-        SelectionError, match=r"no auxiliary weights 'mpa'. It has bias, map. Add them first: model = tj.e"
-    ):
-        auxiliary(params, "mpa")
-    with pytest.raises(SelectionError, match="It has none"):
-        auxiliary({"kernel": 1}, "map")
-    assert Auxiliary({"a": 1})["a"] == 1
+def test_the_parts_of_an_extended_model_are_no_part_of_a_module_path():
+    params = ["model/head/kernel", "model/stem/kernel", "aux/projector/kernel"]
+    on = training_selector(params, ["aux/projector/kernel", "model/head/kernel"])
+    assert [path for path in ("", "head", "stem", "model", "projector", "aux/projector") if on(path)] == [
+        "", "head", "model", "projector", "aux/projector",
+    ]  # fmt: skip
+
+
+def test_selectors_of_the_same_leaves_are_equal_and_hash_alike():
+    a, b = (training_selector(iter(PARAMS), ["head/fc/bias"]) for _ in range(2))
+    assert a == b and hash(a) == hash(b) and a != training_selector(PARAMS, ["stem/bn/bias"])
+    assert repr(a) == "modules of 1 trained leaves" and repr(a.function) == "TrainedModules(head/fc/bias)"
+
+
+def test_a_trained_path_that_is_no_parameter_raises():
+    with pytest.raises(tj.SelectionError) as error:
+        training_selector(["head/kernel"], ["lora/head/kernel", "head/kernel"])
+    assert str(error.value) == (
+        "1 trained paths are no parameters of the model: lora/head/kernel. Pass paths of the model without a group's "
+        "name in front and without an adapter's behind."
+    )
+
+
+def test_missing_auxiliary_weights_raise_with_the_line_that_adds_them():
+    params = {"model": {"head": 1.0}, "aux": {"projector": 2.0}}
+    assert auxiliary(params, "projector") == 2.0 and is_extended(params) and not is_extended(params["model"])
+    with pytest.raises(tj.SelectionError) as error:
+        auxiliary(params, "variance")
+    assert str(error.value) == (
+        "the model has no auxiliary weights 'variance'. It has projector. "
+        "Add them first: model = tj.extend(model, 'variance', init)."
+    )
+    with pytest.raises(tj.SelectionError, match=r"no auxiliary weights 'variance'\. It has none\. Add them first"):
+        auxiliary({"head": 1.0}, "variance")
+
+
+def test_auxiliary_weights_are_a_pytree_with_paths():
+    from transferjax.tree._modules import Auxiliary
+
+    tree = Auxiliary({"b": {"kernel": 1.0}, "a": 2.0})
+    assert list(tj.paths(tree)) == ["a", "b/kernel"]
+    assert isinstance(jax.tree.map(lambda x: x, tree), Auxiliary)

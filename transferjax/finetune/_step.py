@@ -109,7 +109,7 @@ def make_step(
     if accumulate < 1:
         raise TransferError(f"make_step() expects accumulate of at least 1, got {accumulate}.")
     mode = train if train is None or isinstance(train, bool) else as_selector(train)
-    if not isinstance(objective, jax.tree_util.Partial):
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(objective)):
         objective = jax.tree_util.Partial(objective)
     return Step(objective, tuning, tx, accumulate, mode)
 
@@ -148,32 +148,38 @@ def _gradients(step: Step, objective, state, frozen, batch, key, train):
         result = objective(step.tuning.merge(trainable, frozen), extra, part, key, train)
         if not isinstance(result, Loss):
             raise TransferError(f"an Objective returns Loss(value, metrics, extra), got {describe(result)}.")
-        return result.value, (result.metrics, result.extra)
+        return result.value, (result.metrics, result.extra, _weights(result, part))
 
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if step.accumulate == 1:
-        (value, (metrics, extra)), gradients = differentiate(state.trainable, state.extra, batch, key)
+        (value, (metrics, extra, _)), gradients = differentiate(state.trainable, state.extra, batch, key)
         return value, metrics, extra, gradients
-
-    parts = _parts(batch, step.accumulate)
-    shares = _shares(parts, step.accumulate)
 
     def one(carry, inputs):
         extra, total = carry
-        number, share, part = inputs
-        (value, (metrics, extra)), gradients = differentiate(
+        number, part = inputs
+        (value, (metrics, extra, weights)), gradients = differentiate(
             state.trainable, extra, part, jax.random.fold_in(key, number)
         )
-        total = jax.tree.map(lambda a, g: a + share * g.astype(a.dtype), total, gradients)
-        return (extra, total), (value, metrics)
+        total = jax.tree.map(lambda a, g: a + weights["loss"] * g.astype(a.dtype), total, gradients)
+        return (extra, total), ({**metrics, "loss": value}, weights)
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.trainable)
-    (extra, total), (values, metrics) = jax.lax.scan(
-        one, (state.extra, zeros), (jnp.arange(step.accumulate), shares, parts)
-    )
-    gradients = jax.tree.map(lambda g, x: g.astype(x.dtype), total, state.trainable)
-    metrics = {name: jnp.tensordot(shares, each, 1) for name, each in metrics.items()}
-    return jnp.dot(shares, values), metrics, extra, gradients
+    inputs = (jnp.arange(step.accumulate), _parts(batch, step.accumulate))
+    (extra, total), (values, weights) = jax.lax.scan(one, (state.extra, zeros), inputs)
+    sums = {name: jnp.maximum(jnp.sum(each), 1e-9) for name, each in weights.items()}
+    gradients = jax.tree.map(lambda g, x: (g / sums["loss"]).astype(x.dtype), total, state.trainable)
+    metrics = {name: jnp.dot(weights[name], each) / sums[name] for name, each in values.items()}
+    return metrics.pop("loss"), metrics, extra, gradients
+
+
+def _weights(result: Loss, part: Batch) -> dict[str, jax.Array]:
+    """What the loss and each metric of one part count in the means over all parts."""
+    default = jnp.sum(part["weight"]) if "weight" in part else 1.0
+    given = result.weight if isinstance(result.weight, dict) else {}
+    if result.weight is not None and not isinstance(result.weight, dict):
+        default = result.weight
+    return {name: jnp.asarray(given.get(name, default), jnp.float32) for name in ("loss", *result.metrics)}
 
 
 def _parts(batch: Batch, count: int) -> Any:
@@ -189,11 +195,3 @@ def _parts(batch: Batch, count: int) -> Any:
 
     flat, treedef = flatten(batch)
     return jax.tree.unflatten(treedef, [one(path, leaf) for path, leaf in flat])
-
-
-def _shares(parts: Any, count: int) -> jax.Array:
-    """How much each part counts in the mean over the whole batch: its share of the weights."""
-    if "weight" not in parts:
-        return jnp.full((count,), 1.0 / count)
-    sums = jnp.sum(parts["weight"], axis=1)
-    return sums / jnp.maximum(jnp.sum(sums), 1e-9)

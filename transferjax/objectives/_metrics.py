@@ -32,6 +32,8 @@ def mean(values: Array, batch: Any) -> Array:
     if "weight" not in batch:
         return jnp.mean(values)
     weight = batch["weight"]
+    if jnp.shape(weight) != values.shape:
+        raise DataError(f"the batch's weight is {describe(weight)}; expected one per example, {values.shape}.")
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 

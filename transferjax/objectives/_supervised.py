@@ -19,6 +19,7 @@ from transferjax.objectives._metrics import (
     same_shape,
     soft_cross_entropy,
     soft_targets,
+    squared_error,
 )
 
 
@@ -46,10 +47,14 @@ def supervised(
     return Partial(_supervised, as_partial(apply), as_partial(loss), functions)
 
 
-def _supervised(apply, loss, metrics, params, extra, batch, key, train) -> Loss:
-    for name in ("inputs", "labels"):
+def _require(batch: Any, *names: str) -> None:
+    for name in names:
         if name not in batch:
-            raise DataError(f"the batch has no '{name}': it has {sorted(batch)}. Expected inputs and labels.")
+            raise DataError(f"the batch has no '{name}': it has {sorted(batch)}. Expected {' and '.join(names)}.")
+
+
+def _supervised(apply, loss, metrics, params, extra, batch, key, train) -> Loss:
+    _require(batch, "inputs", "labels")
     outputs, extra = apply(params, extra, batch["inputs"], key=key, train=train)
     value = mean(loss(outputs, batch), batch)
     return Loss(value, {name: mean(function(outputs, batch), batch) for name, function in metrics.items()}, extra)
@@ -85,18 +90,20 @@ def cross_entropy(
 
 
 def _cross_entropy(apply, label_smoothing, class_weights, params, extra, batch, key, train) -> Loss:
+    _require(batch, "inputs", "labels")
     logits, extra = apply(params, extra, batch["inputs"], key=key, train=train)
     targets = soft_targets(logits, batch["labels"])
     classes = logits.shape[-1]
     smooth = targets * (1.0 - label_smoothing) + label_smoothing / classes
     values = soft_cross_entropy(logits, smooth)
-    weighted = dict(batch)
+    weighted, weight = dict(batch), None
     if class_weights is not None:
         weights = jnp.asarray(class_weights)
         if weights.shape != (classes,):
             raise DataError(f"class_weights has shape {weights.shape}; expected ({classes},), one per class.")
         weighted["weight"] = batch.get("weight", 1.0) * (targets @ weights)
-    return Loss(mean(values, weighted), {"accuracy": mean(accuracy(logits, batch), batch)}, extra)
+        weight = {"loss": jnp.sum(weighted["weight"])}
+    return Loss(mean(values, weighted), {"accuracy": mean(accuracy(logits, batch), batch)}, extra, weight)
 
 
 def binary_cross_entropy(apply: Callable[..., Any], *, positive_weight: float | Array = 1.0) -> Partial:
@@ -115,11 +122,7 @@ def binary_cross_entropy(apply: Callable[..., Any], *, positive_weight: float | 
     >>> round(float(binary_cross_entropy(apply)(jnp.zeros(()), {}, batch, None, True).value), 4)
     0.6931
     """
-    return supervised(
-        apply,
-        Partial(_binary_loss, positive_weight),
-        {"accuracy": lambda z, b: flat_mean((z > 0) == (b["labels"] > 0.5))},
-    )
+    return supervised(apply, Partial(_binary_loss, positive_weight), {"accuracy": _binary_accuracy})
 
 
 def _binary_loss(positive_weight, logits, batch) -> Array:
@@ -127,6 +130,10 @@ def _binary_loss(positive_weight, logits, batch) -> Array:
     logits = logits.astype(jnp.float32)
     positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     return flat_mean(-(positive_weight * labels * positive + (1.0 - labels) * negative))
+
+
+def _binary_accuracy(logits, batch) -> Array:
+    return flat_mean((logits > 0) == (batch["labels"] > 0.5))
 
 
 def mean_squared_error(apply: Callable[..., Any]) -> Partial:
@@ -144,12 +151,11 @@ def mean_squared_error(apply: Callable[..., Any]) -> Partial:
     >>> float(mean_squared_error(apply)(jnp.ones(()), {}, batch, None, True).value)
     2.0
     """
-    difference = lambda z, b: z.astype(jnp.float32) - same_shape(z, b["labels"])
-    return supervised(
-        apply,
-        lambda z, b: flat_mean(difference(z, b) ** 2),
-        {"mean_absolute_error": lambda z, b: flat_mean(jnp.abs(difference(z, b)))},
-    )
+    return supervised(apply, squared_error, {"mean_absolute_error": _absolute_error})
+
+
+def _absolute_error(outputs, batch) -> Array:
+    return flat_mean(jnp.abs(outputs.astype(jnp.float32) - same_shape(outputs, batch["labels"])))
 
 
 def next_token(apply: Callable[..., Any]) -> Partial:
@@ -174,6 +180,7 @@ def next_token(apply: Callable[..., Any]) -> Partial:
 
 
 def _next_token(apply, params, extra, batch, key, train) -> Loss:
+    _require(batch, "inputs")
     logits, extra = apply(params, extra, batch["inputs"], key=key, train=train)
     tokens = batch["inputs"]["tokens"] if isinstance(batch["inputs"], dict) else batch["inputs"]
     counted = jnp.ones(tokens.shape, jnp.float32) if "mask" not in batch else (batch["mask"] != 0).astype(jnp.float32)
@@ -181,9 +188,10 @@ def _next_token(apply, params, extra, batch, key, train) -> Loss:
         counted = counted * batch["weight"][:, None]
     counted, targets, scores = counted[:, 1:], tokens[:, 1:], logits[:, :-1].astype(jnp.float32)
     values = soft_cross_entropy(scores, soft_targets(scores, targets))
-    total = jnp.maximum(jnp.sum(counted), 1e-9)
+    weight = jnp.sum(counted)
+    total = jnp.maximum(weight, 1e-9)
     right = (jnp.argmax(scores, axis=-1) == targets).astype(jnp.float32)
-    return Loss(jnp.sum(values * counted) / total, {"accuracy": jnp.sum(right * counted) / total}, extra)
+    return Loss(jnp.sum(values * counted) / total, {"accuracy": jnp.sum(right * counted) / total}, extra, weight)
 
 
 def augment(objective: Callable[..., Loss], *functions: Callable[[Any, Array], Any]) -> Partial:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from transferjax._context import tracing_step
-from transferjax._types import Batch, Model, Objective, Tuning
+from transferjax._types import Batch, Loss, Model, Objective, Tuning
 from transferjax.finetune import FinetuneState, Step, init, make_step, training_mode
 from transferjax.testing._compare import broken, deleted, require_same
 from transferjax.tree import copy, fill, flatten, split, where
@@ -137,10 +137,18 @@ class _Reference:
 
         def loss(every):
             result = objective(self.step.tuning.merge(*fill(every, rest)), extra, part, key, train)
-            return result.value, (result.extra, jnp.sum(part["weight"]) if "weight" in part else 1.0)
+            return result.value, (result.extra, _share(result, part))
 
         (value, (new, share)), (wanted, _frozen) = jax.value_and_grad(loss, has_aux=True)(every)
         return value, new, wanted, share
+
+
+def _share(result: Loss, part: Batch) -> Any:
+    """What a part of a batch counts in the mean over all parts."""
+    given = result.weight.get("loss") if isinstance(result.weight, dict) else result.weight
+    if given is not None:
+        return given
+    return jnp.sum(part["weight"]) if "weight" in part else jnp.ones(())
 
 
 def _trained(state: FinetuneState) -> dict[str, Any]:

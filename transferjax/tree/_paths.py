@@ -71,7 +71,7 @@ def natural(path: str) -> tuple[Any, ...]:
     ['blocks/2/kernel', 'blocks/10/kernel']
     """
     return tuple(
-        tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", segment) if part)
+        tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", segment) if part)
         for segment in path.split(SEPARATOR)
     )
 

@@ -84,8 +84,8 @@ def glob(pattern: str) -> Selector:
     """Selects paths by whole segments.
 
     ``*`` stands for any characters within one segment, ``?`` for one, ``[0-3]`` for one of a set, ``**`` for any
-    number of whole segments (also none), ``{a,b}`` for alternatives and ``{2..5}`` for a range of numbers. A plain
-    ``str`` is taken as a glob wherever a selector is expected.
+    number of whole segments (also none), ``{a,b}`` for alternatives and ``{2..5}`` or ``{02..11}`` for a range of
+    numbers. A plain ``str`` is taken as a glob wherever a selector is expected.
 
     What does *not* match: ``head`` does not match ``head/kernel`` (write ``head/**``), ``lora`` does not match
     ``notlora`` or ``lora1``, and ``blocks/*`` does not match ``blocks/0/kernel``.
@@ -97,12 +97,19 @@ def glob(pattern: str) -> Selector:
       A :class:`Selector`.
 
     Raises:
-      SelectionError: the pattern is empty or a brace is not closed.
+      SelectionError: the pattern is empty, a brace is not closed, or a range or set is empty.
 
     >>> glob("blocks/{0..9}/**/kernel")("blocks/3/attn/kernel")
     True
     """
-    return Selector(f"'{pattern}'", _Matches(_glob_regex(pattern)))
+    expression = _glob_regex(pattern)
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise SelectionError(
+            f"glob '{pattern}' has a set that does not compile: {error}. Write sets like '[0-3]' or '[!ab]'."
+        ) from None
+    return Selector(f"'{pattern}'", _Matches(expression))
 
 
 def regex(pattern: str) -> Selector:
@@ -291,7 +298,8 @@ def _segment_regex(segment: str, pattern: str) -> str:
         elif rest[0] == "[" and "]" in rest[2:]:
             end = rest.index("]", 2)
             body = rest[1:end]
-            out += "[" + ("^/" + body[1:] if body[0] in "!^" else body).replace("\\", "\\\\") + "]"
+            escaped = re.sub(r"[\\\[&|~]", r"\\\g<0>", body[1:] if body[0] in "!^" else body)
+            out += "[" + ("^/" if body[0] in "!^" else "") + escaped + "]"
             rest = rest[end + 1 :]
         else:
             out += {"*": "[^/]*", "?": "[^/]"}.get(rest[0], re.escape(rest[0]))
@@ -314,7 +322,8 @@ def _brace_regex(body: str, pattern: str) -> str:
         first, last = map(int, bounds.groups())
         if first > last:
             raise SelectionError(f"glob '{pattern}' has the empty range {{{body}}}. Write the smaller number first.")
-        return "(?:" + "|".join(map(str, range(first, last + 1))) + ")"
+        width = len(bounds.group(1)) if body[0] == "0" else 0
+        return "(?:" + "|".join(str(number).zfill(width) for number in range(first, last + 1)) + ")"
     options, depth = [""], 0
     for character in body:
         depth += (character == "{") - (character == "}")
