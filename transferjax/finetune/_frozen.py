@@ -15,7 +15,7 @@ from transferjax._types import Params
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step, training_mode
 from transferjax.program import Cost, cost, dependencies
-from transferjax.tree import flatten
+from transferjax.tree import flatten, natural
 
 PRODUCTS = "FLOPs of matrix products and convolutions"
 _MARK = "frozen_cotangent:"
@@ -92,7 +92,7 @@ def frozen_is_frozen(step: Step, state: FinetuneState, frozen: Params, batch: An
 
 
 def merge_form(tuning: Any, trainable: Any, frozen: Any) -> list[str]:
-    """The parameters that a tuning computes from trainable and frozen weights together, in tree order.
+    """The parameters that a tuning computes from trainable and frozen weights together, in natural order.
 
     >>> import jax, jax.numpy as jnp, transferjax as tj
     >>> tuning = tj.lora("fc/kernel", rank=1)
@@ -114,7 +114,7 @@ def _origins(tuning: Any, trainable: Any, frozen: Any) -> tuple[list[str], froze
             untouched.append(path)
         elif any(number >= learnt for number in found):
             mixed.append(path)
-    return mixed, frozenset(untouched)
+    return sorted(mixed, key=natural), frozenset(untouched)
 
 
 def abstract(tree: Any) -> Any:

@@ -33,15 +33,20 @@ def dependencies(
     >>> dependencies(jax.make_jaxpr(lambda x, y: (x + y, y, 1.0))(1.0, 2.0))
     [{0, 1}, {1}, set()]
     """
+    body = live(closed_jaxpr, platform=platform)
+    count = len(body.jaxpr.invars)
+    bits: dict[Hashable, int] = {}  # sets as integers: a program has thousands of equations and hundreds of inputs
 
     def combine(eqn, facts):
-        found = frozenset().union(*facts)
+        found = 0
+        for fact in facts:
+            found |= fact
         mark = None if marks is None else marks(eqn)
-        return found if mark is None else found | {mark}
+        return found if mark is None else found | 1 << bits.setdefault(mark, count + len(bits))
 
-    body = live(closed_jaxpr, platform=platform)
-    inputs = [frozenset({number}) for number in range(len(body.jaxpr.invars))]
-    return [set(found) for found in forward(body, inputs, combine, frozenset())]
+    results = forward(body, [1 << number for number in range(count)], combine, 0)
+    names = [*range(count), *bits]
+    return [{name for number, name in enumerate(names) if found >> number & 1} for found in results]
 
 
 class _Meets(NamedTuple):
