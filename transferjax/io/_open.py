@@ -57,12 +57,15 @@ def _file(path: str) -> Reader:
     suffix = os.path.splitext(path)[1].lower()
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _archive(file)
-    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return read_stream(file)
-    if len(head) > 8 and head[8:9] == b"{":
-        return read_safetensors(file)
     if head.lstrip()[:1] == b"{" and suffix == ".json":
         return read_sharded(file, _file)
+    # Before the pickle: a header of 640 bytes starts like one, while a pickle never claims a length that fits.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file.size - 8:
+        return read_safetensors(file)
+    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return read_stream(file)
+    if head[8:9] == b"{":
+        return read_safetensors(file)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         raise CheckpointError(f"{file.where} is an HDF5 file, which is not read here. Expected {_KNOWN}.")
     # The first bytes are nobody's: if the name says what it should be, that reader's complaint is the clearest.

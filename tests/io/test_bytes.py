@@ -1,0 +1,67 @@
+"""Bytes by position."""
+
+import hashlib
+import os
+
+import pytest
+
+from transferjax._errors import CheckpointError
+from transferjax.io import _bytes
+from transferjax.io._bytes import FileBytes, MemoryBytes, Window, check_range, folder_sha256, pieces, read
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    return tmp_path / "x"
+
+
+def test_every_source_reads_alike(file):
+    for source in (
+        FileBytes(str(file)),
+        MemoryBytes(b"0123456789", "m"),
+        Window(MemoryBytes(b"ab0123456789c", "m"), 2, 10, "w"),
+    ):
+        assert bytes(read(source, 3, 4)) == b"3456" and source.size == 10
+        with pytest.raises(
+            CheckpointError, match="is truncated or damaged: expected 5 bytes at position 6, but it ends at 10"
+        ):
+            read(source, 6, 5)
+        for offset, count in ((-1, 2), (0, -1), (11, 0)):
+            with pytest.raises(CheckpointError, match="truncated or damaged"):
+                check_range(source, offset, count)
+
+
+def test_pieces(file, monkeypatch):
+    monkeypatch.setattr(_bytes, "PIECE", 4)
+    assert [bytes(p) for p in pieces(FileBytes(str(file)), 1, 9)] == [b"1234", b"5678", b"9"]
+
+
+def test_digests(file):
+    assert FileBytes(str(file)).sha256() == hashlib.sha256(b"0123456789").hexdigest()
+    first = folder_sha256(str(file.parent))
+    os.rename(file, file.parent / "y")
+    assert folder_sha256(str(file.parent)) != first
+
+
+def test_a_file_that_changes_after_it_was_opened(file):
+    source = FileBytes(str(file))
+    file.write_bytes(b"abcdefghijkl")
+    with pytest.raises(CheckpointError, match=r"was changed after it was opened. Open it again"):
+        read(source, 0, 4)
+
+
+def test_a_file_that_goes_away(file):
+    source = FileBytes(str(file))
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"'.*x' cannot be read: No such file or directory"):
+        read(source, 0, 4)
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        FileBytes(str(file.parent))
+
+
+def test_a_file_that_ends_while_it_is_read(file, monkeypatch):
+    source = FileBytes(str(file))
+    source.size = 20
+    with pytest.raises(CheckpointError, match="ended at byte 10 while it was being read"):
+        read(source, 5, 10)

@@ -1,0 +1,101 @@
+"""Checkpoint: names, slices, identity."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from transferjax._errors import CheckpointError
+from transferjax.io import open, save
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tree):
+    save(tmp_path / "w.npz", tree, format="npz", metadata={"epoch": 3})
+    return open(tmp_path / "w.npz")
+
+
+def test_it_is_a_mapping_of_names(checkpoint):
+    assert list(checkpoint)[:2] == ["blocks/0/scale", "blocks/1/scale"] and len(checkpoint) == 7
+    assert "head/mask" in checkpoint and "head" not in checkpoint and 3 not in checkpoint
+    assert checkpoint.shapes["stem/kernel"].shape == (3, 5)
+    assert checkpoint.metadata == {"epoch": 3}
+    assert repr(checkpoint).endswith("w.npz', npz, 7 arrays, verified)")
+
+
+@pytest.mark.parametrize("name", ["stem/kernal", 3])
+def test_an_unknown_name_gets_the_nearest(checkpoint, name):
+    with pytest.raises(CheckpointError, match=f"has no array '{name}' among its 7. Nearest: "):
+        checkpoint[name]
+    if name != 3:
+        with pytest.raises(CheckpointError, match="Nearest: stem/kernel"):
+            checkpoint.read(name, 0)
+
+
+def test_what_is_read_belongs_to_the_reader(checkpoint, tree):
+    for index in (None, ..., (0, slice(None)), (slice(None, None, -1),)):
+        first = checkpoint.read("stem/kernel", index)
+        assert first.flags.writeable and first.flags.c_contiguous
+        first[...] = 0
+        np.testing.assert_array_equal(checkpoint.read("stem/kernel", index), tree["stem"]["kernel"][index or ...])
+
+
+def test_an_index_outside(checkpoint):
+    with pytest.raises(CheckpointError, match=r"index 9 is outside 'stem/kernel', which has shape \(3, 5\)"):
+        checkpoint.read("stem/kernel", 9)
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path, tree):
+    prints = {}
+    for format in ("npz", "safetensors", "orbax"):
+        report = save(tmp_path / format, tree, format=format, metadata={"written as": format})
+        prints[format] = open(tmp_path / format).fingerprint()
+        assert report.metadata["fingerprint"] == prints[format]
+    assert len(set(prints.values())) == 1 and len(prints["npz"]) == 64
+    tree["stem"]["bias"][0] += 1
+    save(tmp_path / "other.npz", tree, format="npz")
+    assert open(tmp_path / "other.npz").fingerprint() != prints["npz"]
+
+
+def test_the_fingerprint_of_a_foreign_file_is_its_sha256(tmp_path):
+    np.savez(tmp_path / "w.npz", w=np.ones(3))
+    expected = hashlib.sha256((tmp_path / "w.npz").read_bytes()).hexdigest()
+    assert open(tmp_path / "w.npz").fingerprint() == expected
+
+
+def test_a_stored_fingerprint_reads_no_payload(tmp_path, monkeypatch):
+    save(tmp_path / "w.safetensors", {"w": np.zeros(1 << 20)}, format="safetensors")
+    checkpoint = open(tmp_path / "w.safetensors")
+    monkeypatch.setattr("transferjax.io._bytes.FileBytes.read_into", None)
+    assert checkpoint.fingerprint() == checkpoint.fingerprint()
+
+
+def test_a_digest_is_checked_before_anything_is_served(tmp_path, kit):
+    path = kit.fixtures / "torch/stream.pth"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert open(path).verified == "unverified"
+    for written in (digest, digest.upper(), f"sha256:{digest}"):
+        assert open(path, digest=written).verified == "verified"
+    with pytest.raises(CheckpointError, match=f"is not the expected file: its sha256 is {digest}, expected {'0' * 64}"):
+        open(path, digest="0" * 64)
+    for wrong in ("abc", "g" * 64):
+        with pytest.raises(CheckpointError, match=f"digest '{wrong}' is no sha256. Expected 64 hexadecimal digits"):
+            open(path, digest=wrong)
+
+
+def test_our_files_take_the_fingerprint_or_the_sha256(tmp_path, tree):
+    save(tmp_path / "w.npz", tree, format="npz")
+    file = hashlib.sha256((tmp_path / "w.npz").read_bytes()).hexdigest()
+    assert open(tmp_path / "w.npz", digest=file).fingerprint() != file
+    open(tmp_path / "w.npz", digest=open(tmp_path / "w.npz").fingerprint())
+    with pytest.raises(CheckpointError, match="is not the expected file"):
+        open(tmp_path / "w.npz", digest="1" * 64)
+
+
+def test_directories_take_their_fingerprint(tmp_path, tree):
+    save(tmp_path / "w", tree)
+    (tmp_path / "w/transferjax.json").unlink()
+    digest = open(tmp_path / "w").fingerprint()
+    assert open(tmp_path / "w").verified == "unverified" and open(tmp_path / "w", digest=digest).verified == "verified"
+    with pytest.raises(CheckpointError, match="is not the expected file"):
+        open(tmp_path / "w", digest="1" * 64)
