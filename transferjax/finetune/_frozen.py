@@ -56,39 +56,21 @@ def frozen_is_frozen(step: Step, state: FinetuneState, frozen: Params, batch: An
     [True, True, True]
     """
     state, frozen, batch = abstract((state, frozen, batch))
-    platform = jax.default_backend()
-    leaks, outputs, probes = _leaks(step, state, frozen, batch)
+    leaks, outputs = _leaks(step, state, frozen, batch)
     if leaks:
         raise LawError(_leak_message(leaks))
-    found, reference = trace(step, state, frozen, batch), _reference_cost(step, state, frozen, batch, platform)
-    own = cost(found, platform=platform)
-    slack, averages = _bookkeeping(step, state), 2 * step.accumulate * len(jax.tree.leaves(found.out_info[1]))
-    rows = (
-        ("outputs that depend on a frozen cotangent", 0, 0, True),
-        (PRODUCTS, own.contractions, reference.contractions, own.contractions <= reference.contractions + averages),
-        ("FLOPs", own.flops, reference.flops, own.flops <= 1.01 * reference.flops + slack),
-    )
-    for name, mine, best, holds in rows:
-        if not holds:
-            raise LawError(
-                f"the step needs {mine:,} {name}, a step that differentiates the trainable leaves alone {best:,}. "
-                "Expected no more: differentiate with respect to state.trainable only, inside one jit."
-            )
+    rows, notes = _flops(step, state, frozen, batch)
     exceptions = merge_form(step.tuning, state.trainable, frozen)
     facts = {
         "outputs": outputs,
-        "frozen leaves": probes,
-        "platform": platform,
-        "bookkeeping allowed (FLOPs)": slack,
+        "frozen leaves": len(jax.tree.leaves(frozen)),
+        "platform": jax.default_backend(),
+        "bookkeeping allowed (FLOPs)": _bookkeeping(step, state),
         "merge-form adapters (exceptions)": ", ".join(exceptions) or "none",
+        **({"notes": "; ".join(notes)} if notes else {}),
     }
-    notes = dict.fromkeys((*own.notes, *reference.notes))
-    return Report(
-        "Frozen is frozen",
-        ("check", "step", "reference", "holds"),
-        rows,
-        {**facts, **({"notes": "; ".join(notes)} if notes else {})},
-    )
+    first = ("outputs that depend on a frozen cotangent", 0, 0, True)
+    return Report("Frozen is frozen", ("check", "step", "reference", "holds"), (first, *rows), facts)
 
 
 def merge_form(tuning: Any, trainable: Any, frozen: Any) -> list[str]:
@@ -127,8 +109,8 @@ def trace(step: Step, state: Any, frozen: Any, batch: Any) -> Any:
     return step.jitted.trace(step.objective, state, frozen, batch, True)
 
 
-def _leaks(step: Step, state: Any, frozen: Any, batch: Any) -> tuple[dict[str, list[str]], int, int]:
-    """``{output path: frozen paths whose cotangent reaches it}``, how many outputs and how many probed leaves."""
+def _leaks(step: Step, state: Any, frozen: Any, batch: Any) -> tuple[dict[str, list[str]], int]:
+    """``{output path: frozen paths whose cotangent reaches it}``, and how many outputs there are."""
     _, untouched = _origins(step.tuning, state.trainable, frozen)
     merge = lambda trainable, rest: step.tuning.merge(trainable, _mark(rest, None))
     mode = training_mode(step.tuning, state.trainable, frozen) if step.train is None else step.train
@@ -140,16 +122,13 @@ def _leaks(step: Step, state: Any, frozen: Any, batch: Any) -> tuple[dict[str, l
     )
     traced = trace(probed, state, frozen, batch)
     new, metrics = traced.out_info
-    names = [path for path, _ in flatten({"state": new, "metrics": metrics})[0]]
-    # dict order: "metrics" sorts first in `names`, but the step returns (state, metrics)
-    count = len(jax.tree.leaves(metrics))
-    names = names[count:] + names[:count]
+    names = [path for name, tree in (("state", new), ("metrics", metrics)) for path, _ in flatten({name: tree})[0]]
     leaks = {}
     for name, found in zip(names, dependencies(traced.jaxpr, marks=_mark_of), strict=True):
         marks = sorted({mark for mark in found if isinstance(mark, str)})
         if marks:
             leaks[name] = marks
-    return leaks, len(names), len(jax.tree.leaves(frozen))
+    return leaks, len(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +173,26 @@ def _leak_message(leaks: dict[str, list[str]]) -> str:
         f"on {listing(leaves)}. Expected none: differentiate with respect to state.trainable only, and let clipping, "
         "accumulation and metrics see no other gradient."
     )
+
+
+def _flops(step: Step, state: Any, frozen: Any, batch: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """One row per count of FLOPs beside its reference, and what was assumed in counting."""
+    platform = jax.default_backend()
+    traced = trace(step, state, frozen, batch)
+    own, best = cost(traced, platform=platform), _reference_cost(step, state, frozen, batch, platform)
+    averages = 2 * step.accumulate * len(jax.tree.leaves(traced.out_info[1]))
+    bounds = {
+        PRODUCTS: (own.contractions, best.contractions, best.contractions + averages),
+        "FLOPs": (own.flops, best.flops, 1.01 * best.flops + _bookkeeping(step, state)),
+    }
+    for name, (mine, reference, bound) in bounds.items():
+        if mine > bound:
+            raise LawError(
+                f"the step needs {mine:,} {name}, a step that differentiates the trainable leaves alone {reference:,}. "
+                "Expected no more: differentiate with respect to state.trainable only, inside one jit."
+            )
+    rows = tuple((name, mine, reference, True) for name, (mine, reference, _) in bounds.items())
+    return rows, tuple(dict.fromkeys((*own.notes, *best.notes)))
 
 
 def _reference_cost(step: Step, state: Any, frozen: Any, batch: Any, platform: str) -> Cost:
