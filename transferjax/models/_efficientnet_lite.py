@@ -8,8 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
-from transferjax.numerics import conv_general_dilated, relu6
+from transferjax.numerics import batch_norm, conv_general_dilated, relu6
 
 EPSILON = 1e-3
 MOMENTUM = 0.99
@@ -108,7 +109,22 @@ def _convolution(inputs: int, features: int, kernel: int, rngs: nnx.Rngs, stride
     )
 
 
-_batch_norm = partial(nnx.BatchNorm, use_running_average=True, momentum=MOMENTUM, epsilon=EPSILON)
+class BatchNorm(nnx.BatchNorm):
+    """``nnx.BatchNorm`` over the last axis; in training mode with the leaner derivative of ``numerics.batch_norm``."""
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        inference = self.use_running_average if use_running_average is None else use_running_average
+        if inference is not False or mask is not None:
+            return super().__call__(x, use_running_average, mask=mask)
+        y, mean, variance = batch_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+        for stored, now in ((self.mean, mean), (self.var, variance)):
+            stored[...] = self.momentum * stored[...] + (1 - self.momentum) * lax.stop_gradient(now)
+        return y
+
+
+_batch_norm = partial(BatchNorm, use_running_average=True, momentum=MOMENTUM, epsilon=EPSILON)
 
 
 class Stem(nnx.Module):

@@ -2,5 +2,6 @@
 
 from transferjax.numerics._activation import relu6
 from transferjax.numerics._convolution import conv_general_dilated
+from transferjax.numerics._normalisation import batch_norm
 
-__all__ = ["conv_general_dilated", "relu6"]
+__all__ = ["batch_norm", "conv_general_dilated", "relu6"]

@@ -5,6 +5,7 @@ Every function takes the static window first; see ``_convolution.Window``. Produ
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -31,9 +32,10 @@ def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def to_kernel(window: Any, x: jax.Array, g: jax.Array) -> jax.Array:
     """``[B, H, W, C], [B, H', W', D] -> [kh, kw, C, D]``."""
-    patches = _patches(window, x)
-    axes = (0, 1, 2)
-    return _product(window, patches, g, (axes, axes)).reshape(window.kernel).astype(x.dtype)
+    # In two dimensions: with more, XLA transposes the patches first.
+    patches = _patches(window, x).reshape(-1, math.prod(window.kernel[:3]))
+    product = _product(window, patches, g.reshape(-1, window.kernel[3]), ((0,), (0,)))
+    return product.reshape(window.kernel).astype(x.dtype)
 
 
 def _product(window: Any, a: jax.Array, b: jax.Array, axes: Any) -> jax.Array:
