@@ -1,0 +1,95 @@
+"""Low-rank adaptation: shapes, formula and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import transferjax as tj
+
+PARAMS = {
+    "conv": {"kernel": jnp.ones((3, 3, 4, 6))},
+    "fc": {"kernel": jnp.ones((6, 5)), "bias": jnp.zeros(5)},
+    "table": jnp.arange(4),
+}
+
+
+def init(tuning, params=PARAMS):
+    return tuning.init(jax.random.key(0), params)
+
+
+def test_a_dense_kernel_becomes_w_plus_s_a_b():
+    tuning = tj.lora("fc/kernel", 2, alpha=6.0)
+    trainable, frozen = init(tuning)
+    a, b = trainable["fc"]["kernel"]["lora_a"], jnp.arange(10.0).reshape(2, 5)
+    assert a.shape == (6, 2) and not trainable["fc"]["kernel"]["lora_b"].any()
+    trainable["fc"]["kernel"]["lora_b"] = b
+    merged = tuning.merge(trainable, frozen)
+    np.testing.assert_allclose(merged["fc"]["kernel"], 1 + 3.0 * a @ b, rtol=1e-6)
+    assert merged["conv"]["kernel"] is PARAMS["conv"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    "options, scale", [({}, 1.0), ({"alpha": 8.0}, 2.0), ({"alpha": 8.0, "rank_stabilised": True}, 4.0)]
+)
+def test_the_scale(options, scale):
+    tuning = tj.lora("fc/kernel", 4, **options)
+    trainable, frozen = init(tuning)
+    weights = {"lora_a": jnp.ones((6, 4)), "lora_b": jnp.ones((4, 5))}
+    merged = tuning.merge({**trainable, "fc": {"kernel": weights, "bias": tj.Hole()}}, frozen)
+    np.testing.assert_allclose(merged["fc"]["kernel"], 1 + scale * 4)
+
+
+def test_a_convolution_is_k_by_k_to_r_channels_and_then_one_by_one():
+    """``conv(x, W + A @ B)`` equals ``conv(x, W) + conv1x1(conv(x, A), B)``."""
+    tuning = tj.lora("conv/kernel", 2)
+    trainable, frozen = init(tuning)
+    weights = trainable["conv"]["kernel"]
+    assert weights["lora_a"].shape == (3, 3, 4, 2) and weights["lora_b"].shape == (2, 6)
+    weights["lora_b"] = jax.random.normal(jax.random.key(1), (2, 6))
+    x = jax.random.normal(jax.random.key(2), (1, 5, 5, 4))
+    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    side = conv(conv(x, weights["lora_a"]), weights["lora_b"][None, None])
+    merged = tuning.merge(trainable, frozen)["conv"]["kernel"]
+    np.testing.assert_allclose(conv(x, merged), conv(x, PARAMS["conv"]["kernel"]) + side, rtol=1e-5, atol=1e-5)
+
+
+def test_a_is_kaiming_uniform_and_differs_per_leaf():
+    params = {name: jnp.zeros((400, 50)) for name in ("x", "y")}
+    trainable, _ = init(tj.lora("*", 50), params)
+    a = trainable["x"]["lora_a"]
+    assert float(jnp.abs(a).max()) <= 1 / 20 and float(a.std()) == pytest.approx(1 / 20 / 3**0.5, rel=0.02)
+    assert (a != trainable["y"]["lora_a"]).any()
+
+
+def test_a_bfloat16_kernel_stays_and_merges_in_float32():
+    trainable, frozen = init(tj.lora("w", 1), {"w": jnp.ones((2, 2), jnp.bfloat16)})
+    assert frozen["w"].dtype == jnp.bfloat16 and trainable["w"]["lora_a"].dtype == jnp.float32
+    assert tj.lora("w", 1).merge(trainable, frozen)["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "selector, rank, message",
+    [
+        ("fc/*", 1, "lora() expects kernels [in, out] or [h, w, in, out]; 'fc/bias' is (5,) float32. "
+                    "Narrow the selector, for example to '**/kernel'."),
+        ("table", 1, "lora() expects kernels [in, out] or [h, w, in, out]; 'table' is (4,) int32. "
+                     "Narrow the selector, for example to '**/kernel'."),
+        ("fc/kernel", 6, "lora() got rank 6 for 'fc/kernel' (6, 5) float32: expected at most 5, "
+                         "the smaller of its input and output widths."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_adapted_raises(selector, rank, message):
+    with pytest.raises(tj.SelectionError) as error:
+        init(tj.lora(selector, rank))
+    assert str(error.value) == message
+
+
+def test_a_rank_below_one_raises():
+    with pytest.raises(tj.SelectionError, match=r"lora\(\) expects a rank of at least 1, got 0\."):
+        tj.lora("fc/kernel", 0)
+
+
+def test_a_leaf_without_shape_raises():
+    with pytest.raises(tj.SelectionError, match=r"'w' is float\. Narrow the selector"):
+        init(tj.lora("w", 1), {"w": 1.0})
