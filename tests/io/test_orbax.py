@@ -226,3 +226,23 @@ def test_a_header_that_changes_after_opening(v0, tmp_path):
     _edit(path / "bb.w/.zarray", '"shape":[8,8]', '"shape":[8,4]')
     with pytest.raises(CheckpointError, match=r"'bb/w' in .* is damaged or incomplete: shape"):
         checkpoint["bb/w"]
+
+
+def test_arrays_without_elements_are_kept_beside(tmp_path):
+    save(tmp_path / "w", {"a": np.ones(2), "none": np.zeros((0, 3), np.float16)})
+    checkpoint = open(tmp_path / "w")
+    for found in (checkpoint["none"], checkpoint._reader.entries["none"].box((0, 1), (0, 3))):
+        assert found.size == 0 and found.dtype == np.float16
+    assert checkpoint.read("none", np.s_[:, 1:]).shape == (0, 2)
+
+
+def test_a_system_error_while_writing(tmp_path, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp, "save", full)
+    with pytest.raises(CheckpointError, match=r"w' cannot be written: No space left on device. What was there before"):
+        save(tmp_path / "w", {"a": np.ones(2)})
+    assert not list(tmp_path.iterdir())

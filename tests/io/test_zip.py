@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -120,3 +121,15 @@ def test_something_else(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4 and no more")
     with pytest.raises(CheckpointError, match="is no complete zip archive"):
         open(tmp_path / "x.zip")
+
+
+def test_members_that_share_bytes(tmp_path):
+    inner = struct.pack("<4s5HIIIHH", LOCAL, 20, 0, 0, 0, 0, zlib.crc32(b"xy"), 2, 2, 1, 0) + b"bxy"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a", inner)
+        archive.writestr("b", b"xy")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    struct.pack_into("<I", data, data.rindex(CENTRAL) + 42, 31)  # b now lies inside a
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(CheckpointError, match="is damaged: its members overlap before 'b'"):
+        _members(tmp_path / "x.zip")

@@ -51,7 +51,8 @@ class Checkpoint:
     def read(self, path: str, index: Any = None) -> np.ndarray:
         """One array, or a part of it; a new array that nothing else refers to.
 
-        A part reads only the bytes it needs; where digests are stored, the blocks of at most 16 MiB that it touches.
+        A part reads only the bytes it needs; where digests are stored, the blocks of at most 16 MiB that it touches;
+        in an archive with checksums, each array's bytes are also checked once, 16 MiB at a time, when first asked for.
 
         Args:
           path: the name in the file.

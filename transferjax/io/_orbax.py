@@ -25,13 +25,16 @@ from transferjax.tree import nest
 SIDECAR = "transferjax.json"
 _LONGEST = 1 << 28
 _RATIO = 1 << 16
+_INDEX = 1 << 24
+"""Bytes of a directory's index that are kept: without them each array walks through it from the start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array of an Orbax directory; the store is opened at the first read."""
+    """An array of an Orbax directory, opened for each read; ``context`` keeps the directory's index in memory."""
 
     spec: Mapping[str, Any]
+    context: Any
     shape: Corner
     dtype: np.dtype
     where: str
@@ -40,7 +43,7 @@ class Stored:
         import tensorstore as ts
 
         try:
-            store = ts.open(dict(self.spec), open=True, read=True).result()
+            store = ts.open(dict(self.spec), open=True, read=True, context=self.context).result()
             if tuple(store.shape) != self.shape:
                 raise ValueError("shape")
             array = store[tuple(slice(a, b) for a, b in zip(low, high))].read().result()
@@ -127,7 +130,8 @@ def _entries(folder: str, tree: Any, leaves: Mapping[str, str]) -> dict[str, Ent
     limit = max(SMALL, _RATIO * _size(folder))
     out: dict[str, Entry] = {}
     try:
-        store = ts.KvStore.open(root).result()
+        context = ts.Context({"cache_pool": {"total_bytes_limit": _INDEX}})
+        store = ts.KvStore.open(root, context=context).result()
         header = "zarr.json" if zarr3 else ".zarray"
         waiting = {path: store.read(f"{name}/{header}") for path, name in leaves.items()}
         found = {path: future.result().value for path, future in waiting.items()}
@@ -142,7 +146,7 @@ def _entries(folder: str, tree: Any, leaves: Mapping[str, str]) -> dict[str, Ent
             raise CheckpointError(f"{where} claims {shape} {dtype}, more than the directory can hold. It is damaged.")
         place = {**root, "path": (f"{name}/" if ocdbt else f"{folder}/{name}/")}
         spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": place, "fill_missing_data_reads": False}
-        out[path] = Stored(spec, shape, dtype, where)
+        out[path] = Stored(spec, context, shape, dtype, where)
     return out
 
 
