@@ -1,15 +1,18 @@
 """How long ``import transferjax`` takes beside ``import jax, optax``, and ``open`` + ``plan`` on a real file.
 
 Run ``python benchmarks/imports.py``; with ``--check`` it exits with 1 when a figure is missed. Imports are whole
-processes, interleaved; the figure is the median of the ratios of pairs.
+processes, interleaved; the figure is the median of the ratios of pairs. Both run from bytecode, as an installed
+package does, whatever the environment says about writing it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import transferjax as tj
@@ -28,22 +31,25 @@ print(time.perf_counter() - begin)
 """
 
 
-def process(code: str) -> tuple[float, str]:
+def process(code: str, bytecode: str) -> tuple[float, str]:
     """Seconds of a whole Python process, and what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = bytecode
+    command = [sys.executable, "-c", code]
     begin = time.perf_counter()
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    found = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return time.perf_counter() - begin, found.stdout
 
 
-def imports(pairs: int) -> tuple[float, float, float]:
+def imports(pairs: int, bytecode: str) -> tuple[float, float, float]:
     """Median ratio, median seconds of ``import transferjax``, median seconds of ``import jax, optax``."""
     ours, theirs = "import transferjax", "import jax, optax"
     for warm_up in (ours, theirs):
-        process(warm_up)
+        process(warm_up, bytecode)
     times = []
     for number in range(pairs):
         first, second = (ours, theirs) if number % 2 else (theirs, ours)
-        spent = process(first)[0], process(second)[0]
+        spent = process(first, bytecode)[0], process(second, bytecode)[0]
         times.append(spent if number % 2 else spent[::-1])
     median = lambda values: statistics.median(list(values))
     return median(a / b for a, b in times), median(a for a, _ in times), median(b for _, b in times)
@@ -54,8 +60,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a figure is missed")
     parser.add_argument("--pairs", type=int, default=15, help="interleaved pairs of processes")
     arguments = parser.parse_args()
-    ratio, ours, theirs = imports(arguments.pairs)
-    planned = statistics.median([float(process(_PLAN)[1]) for _ in range(3)])
+    with tempfile.TemporaryDirectory() as bytecode:
+        ratio, ours, theirs = imports(arguments.pairs, bytecode)
+        planned = statistics.median([float(process(_PLAN, bytecode)[1]) for _ in range(3)])
     rows = (
         ("import transferjax / import jax, optax", ours, theirs, ratio, IMPORT, ratio <= IMPORT),
         ("open + plan, EfficientNet-Lite0 (seconds)", planned, None, planned, OPEN_AND_PLAN, planned <= OPEN_AND_PLAN),
