@@ -92,3 +92,11 @@ def test_a_damaged_shard_is_named(tmp_path):
     (tmp_path / "model-1-of-2.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
     with pytest.raises(CheckpointError, match=r"model-1-of-2.safetensors' is truncated"):
         open(tmp_path)
+
+
+def test_shards_of_torch(tmp_path, kit):
+    (tmp_path / "model-1.bin").write_bytes((kit.fixtures / "torch/bare.pth").read_bytes())
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"tensor": "model-1.bin"}}))
+    checkpoint = open(tmp_path)
+    assert checkpoint.format == "torch" and checkpoint["tensor"].tolist() == [0, 1, 2]
+    assert checkpoint.verified == "verified" and len(checkpoint.fingerprint()) == 64
