@@ -7,6 +7,11 @@ import contextvars
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
+# Functions that were traced for one step (under jax.jit or jax.checkpoint) hold its step number: a new value of this
+# context makes the next step trace them anew instead of finding them in JAX's caches.
+_trace = jax.make_user_context(None)
 _step: contextvars.ContextVar[Any] = contextvars.ContextVar("transferjax_step", default=None)
 
 
@@ -20,7 +25,8 @@ def tracing_step(step: Any) -> Iterator[None]:
     """
     token = _step.set(step)
     try:
-        yield
+        with _trace(object()):
+            yield
     finally:
         _step.reset(token)
 

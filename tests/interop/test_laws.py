@@ -7,7 +7,7 @@ import pytest
 
 from transferjax import interop
 from transferjax._errors import SelectionError
-from transferjax.tree import paths, training_selector
+from transferjax.tree import paths, split, training_selector
 
 MODULES = ("bn", "conv", "dropout", "head")
 
@@ -106,6 +106,13 @@ def test_missing_and_surplus_leaves_are_named(model, x):
     del params["head"]
     with pytest.raises(SelectionError, match="params lacks head/bias, head/kernel and has the unknown haed/bias"):
         model.apply(params, model.extra, x)
+
+
+def test_a_hole_is_named(model, x):
+    with pytest.raises(
+        SelectionError, match=r"params have a Hole at 'head/.*put the other half back with tuning.merge"
+    ):
+        model.apply(split(model.params, "head/**")[1], model.extra, x)
 
 
 def test_jit_agrees_and_is_traced_once(model, x, key):

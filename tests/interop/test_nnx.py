@@ -268,6 +268,27 @@ def test_modes_captures_and_insertions_inside_remat():
                      ["inner"]["bn"]["bias"][0]) == 8.0 * factor  # fmt: skip
 
 
+class Stacked(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.vmap(Rematerialised)(rngs.fork(split=3))
+
+    def __call__(self, x):
+        return nnx.scan(lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.layers, x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_modes_captures_and_insertions_inside_scan():
+    model = interop.nnx(Stacked(nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (8, 2)) + 1
+    assert model.params["layers"]["bn"]["scale"].shape == (3, 2)
+    assert moved(model, train="layers/bn") == {"layers/bn/mean", "layers/bn/var"}
+    assert moved(model) == set()
+    found = model.capture(model.params, model.extra, x, "layers/bn")[2]
+    assert found["layers/bn"].shape == (3, 8, 2)
+    zero = interop.insert(model, "layers/bn", lambda aux, output: output * 0)
+    assert not zero.apply(zero.params, zero.extra, x)[0].any()
+
+
 class Counting(nnx.Module):
     """Own statistics, moved whatever the mode; a cache; a buffer; a Param subclass; a nested value."""
 
@@ -332,6 +353,22 @@ def test_a_training_argument_of_ones_own():
     on, _ = model.apply(model.params, model.extra, x, train="bn")  # the root itself is in inference mode
     both, _ = model.apply(model.params, model.extra, x, train=True)
     np.testing.assert_allclose(both, 2 * on, rtol=1e-6)
+
+
+def test_a_flag_that_is_a_class_attribute_or_a_property():
+    class Net(nnx.Module):
+        deterministic = True
+
+        @property
+        def use_running_average(self):
+            return None
+
+        def __call__(self, x):
+            return self.deterministic
+
+    model = interop.nnx(Net())
+    assert model.apply({}, {}, 0.0, train=True)[0] is False
+    assert model.apply({}, {}, 0.0)[0] is True
 
 
 def test_spectral_norm_follows_its_module():

@@ -1,7 +1,12 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from sklearn.datasets import load_digits
 
 from transferjax import interop
 from transferjax._errors import DataError, TransferError
@@ -9,7 +14,8 @@ from transferjax.tree import paths
 
 
 @pytest.mark.parametrize(
-    ("steps", "remaining", "expected"), [(1, 0.01, 0.01), (75, 0.01, 0.9404), (75, 0.5, 0.99), (100_000, 0.01, 0.99)]
+    ("steps", "remaining", "expected"),
+    [(1, 0.01, 0.01), (75, 0.01, 0.9404), (75, 0.001, 0.9120), (75, 0.5, 0.99), (100_000, 0.01, 0.99)],
 )
 def test_momentum_for_steps_forgets_in_time(steps, remaining, expected):
     momentum = interop.momentum_for_steps(steps, remaining)
@@ -145,3 +151,57 @@ def test_nothing_to_estimate(models):
         interop.reestimate_statistics(models["nnx"], models["nnx"].params, batches(), train="head")
     with pytest.raises(TransferError, match=message.format(0, "True")):
         interop.reestimate_statistics(interop.pure(lambda p, x: x, {}), {}, batches())
+
+
+class DigitsNet(nnx.Module):
+    def __init__(self, rngs):
+        widths = (1, 16, 32)
+        self.convolutions = nnx.List(
+            [nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in itertools.pairwise(widths)]
+        )
+        self.norms = nnx.List([nnx.BatchNorm(width, rngs=rngs) for width in widths[1:]])
+        self.head = nnx.Linear(32 * 4, 10, rngs=rngs)
+
+    def __call__(self, x):
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = nnx.relu(norm(convolution(x)))
+        return self.head(x.reshape(len(x), -1))
+
+
+def trained(model, images, labels, steps=75):
+    tx = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, extra, state, x, y):
+        def loss(params):
+            logits, new = model.apply(params, extra, x, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new
+
+        gradients, extra = jax.grad(loss, has_aux=True)(params)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), extra, state
+
+    params, extra, state = model.params, model.extra, tx.init(model.params)
+    for number in range(steps):
+        at = number * 32 % 480
+        params, extra, state = step(params, extra, state, images[at : at + 32], labels[at : at + 32])
+    return params, extra
+
+
+def test_seventy_five_steps_on_500_digits_do_not_leave_stale_statistics():
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = (images[order] / 16).astype(np.float32).reshape(-1, 8, 8, 1), labels[order]
+    source = interop.nnx(DigitsNet(nnx.Rngs(0)))
+    far = jax.tree.map(lambda leaf: jnp.full_like(leaf, 5), source.extra)  # a source unlike the digits
+    source = source._replace(extra=far)
+
+    def accuracy(params, extra):
+        return float((source.apply(params, extra, images[500:])[0].argmax(-1) == labels[500:]).mean())
+
+    params, stale = trained(source, images[:500], labels[:500])
+    data = [{"inputs": images[at : at + 100]} for at in range(0, 500, 100)]
+    assert accuracy(params, stale) < 0.8
+    assert accuracy(params, interop.reestimate_statistics(source, params, data)) > 0.93
+    quick = interop.batch_norm_momentum(source, interop.momentum_for_steps(75))
+    assert accuracy(*trained(quick, images[:500], labels[:500])) > 0.93

@@ -161,6 +161,9 @@ def tie(model: Model, ties: Mapping[str, str]) -> Model:
 def batch_norm_momentum(model: Model, momentum: float) -> Model:
     """The Model whose BatchNorms move their statistics by another momentum, whatever they were built with.
 
+    Without it, the momentum m of a BatchNorm follows the number of training steps in a step of
+    ``transferjax.make_step``: ``min(m, (1 + step) / (10 + step))``; elsewhere it is the module's own.
+
     Args:
       model: any Model; a plain function reads it from :func:`momentum_in_use`.
       momentum: in [0, 1], static: ``new = momentum * old + (1 - momentum) * batch``; 0 keeps the last batch's.

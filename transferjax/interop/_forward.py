@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transferjax._context import current_step
 from transferjax._errors import SelectionError, TransferError, listing, nearest_hint
-from transferjax._types import Array, Extra, Model, Params, Preprocess, PyTree
+from transferjax._types import Array, Extra, Model, Params, Preprocess, PyTree, is_hole
 from transferjax.tree import Selector, as_selector, path_string
 from transferjax.tree._modules import Auxiliary, TrainedModules
 
@@ -43,6 +44,7 @@ class Hooks:
       key: randomness of this pass, or ``None``.
       train: ``False``, ``True`` or a selector over module paths.
       momentum: of every BatchNorm that moves its statistics, or ``None`` for the module's own.
+      step: the number of training steps taken, which a BatchNorm's own momentum follows; ``None``: unknown.
       at: selectors of the module paths whose outputs are returned.
       inserts: functions on module outputs, applied in this order.
       aux: the weights that the model does not have, by name.
@@ -50,7 +52,8 @@ class Hooks:
 
     key: Array | None = None
     train: bool | Selector = False
-    momentum: Any = None
+    momentum: float | None = None
+    step: Any = None
     at: tuple[Selector, ...] = ()
     inserts: tuple[Insert, ...] = ()
     aux: Mapping[str, PyTree] = dataclasses.field(default_factory=Auxiliary)
@@ -58,6 +61,25 @@ class Hooks:
     def on(self, path: str) -> bool:
         """Whether the module at ``path`` is in training mode."""
         return self.train if isinstance(self.train, bool) else self.train(path)
+
+    @property
+    def forced_momentum(self) -> float | None:
+        """What the modules are told: 0, to hand out the batch's statistics, when :meth:`averaged` follows the step."""
+        return 0.0 if self.momentum is None and self.step is not None else self.momentum
+
+    def followed(self, momentum: Any) -> Any:
+        """A BatchNorm's own momentum m in this pass: ``min(m, (1 + step) / (10 + step))``, the module's when the step
+        is unknown. The source's statistics are forgotten within tens of steps, and long runs average as before."""
+        if self.momentum is not None or self.step is None:
+            return momentum if self.momentum is None else self.momentum
+        return jnp.minimum(momentum, (1 + self.step) / (10 + self.step))
+
+    def averaged(self, momentum: Any, old: Any, new: Any) -> Any:
+        """A statistic after this pass from the one before and what a module with ``forced_momentum`` left."""
+        if self.momentum is not None or self.step is None or not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        kept = self.followed(momentum)
+        return (kept * old + (1 - kept) * new).astype(new.dtype)
 
     def capturing(self, path: str) -> bool:
         """Whether the outputs of the module at ``path`` are asked for; the root never is: it is the output."""
@@ -77,6 +99,7 @@ class Pass(NamedTuple):
       captured: module path to its outputs, one entry per call.
       modules: the path of every module there is.
       called: the paths of those whose outputs were captured or changed.
+      batch_norms: those whose momentum can be set; ``None``: not known.
     """
 
     outputs: Any
@@ -84,6 +107,7 @@ class Pass(NamedTuple):
     captured: dict[str, list[Any]]
     modules: tuple[str, ...]
     called: frozenset[str] = frozenset()
+    batch_norms: frozenset[str] | None = None
 
 
 class Forward(Protocol):
@@ -163,7 +187,7 @@ def run(forward: Forward, params: Params, extra: Extra, inputs: Any, hooks: Hook
     Raises:
       SelectionError: ``train``, ``at`` or an inserted function selects no module.
     """
-    passed = forward(params, extra, inputs, hooks)
+    passed = forward(params, extra, inputs, dataclasses.replace(hooks, step=current_step()))
     if not isinstance(hooks.train, bool) and not isinstance(hooks.train.function, TrainedModules):
         check_used((hooks.train,), passed.modules, "train=")
     check_called(hooks.at, passed, "capture()")
@@ -285,7 +309,7 @@ def unnest(tree: PyTree, names: Iterable[str], what: str) -> dict[str, Any]:
     """Leaves of nested dicts by path, checked against the names that a model has.
 
     Raises:
-      SelectionError: a leaf is missing or too many.
+      SelectionError: a leaf is missing, too many, or a ``Hole``.
     """
     found: dict[str, Any] = {}
 
@@ -293,6 +317,11 @@ def unnest(tree: PyTree, names: Iterable[str], what: str) -> dict[str, Any]:
         for key, child in node.items():
             if isinstance(child, Mapping):
                 walk(f"{prefix}{key}/", child)
+            elif is_hole(child):
+                raise SelectionError(
+                    f"{what} have a Hole at '{prefix}{key}'. Expected whole {what}: put the other half back with "
+                    "tuning.merge(trainable, frozen) or transferjax.fill(a, b)."
+                )
             else:
                 found[f"{prefix}{key}"] = child
 

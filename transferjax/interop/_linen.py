@@ -115,14 +115,19 @@ class _Network:
             raise missing_key(str(error).partition('PRNG for "')[2].partition('"')[0]) from None
         outputs, updated = result
         modules = tuple(sorted(self.known | watch.seen))
-        moved = {name: self._moved(name, value, updated, hooks, watch.seen) for name, value in state.items()}
+        moved = {name: self._moved(name, value, updated, hooks, watch) for name, value in state.items()}
         captured = _recorded(updated, {path for path in watch.called if hooks.capturing(path)})
-        return Pass(outputs, nest(moved), captured, modules, frozenset(watch.called))
+        return Pass(outputs, nest(moved), captured, modules, frozenset(watch.called), frozenset(watch.momenta))
 
-    def _moved(self, name: str, value: Any, updated: Mapping[str, Any], hooks: Hooks, seen: set[str]) -> Any:
+    def _moved(self, name: str, value: Any, updated: Mapping[str, Any], hooks: Hooks, watch: _Watch) -> Any:
         keys = self.extra[name]
-        path = owner("/".join(keys[1:]), seen)
-        return _get(updated, keys) if keys[0] == CACHE or hooks.on(path) else value
+        path = owner("/".join(keys[1:]), watch.seen)
+        if keys[0] == CACHE:
+            return _get(updated, keys)
+        if not hooks.on(path):
+            return value
+        new = _get(updated, keys)
+        return hooks.averaged(watch.momenta[path], value, new) if path in watch.momenta else new
 
 
 class _Watch:
@@ -132,6 +137,7 @@ class _Watch:
         self.flags, self.hooks = flags, hooks
         self.seen: set[str] = set()
         self.called: set[str] = set()
+        self.momenta: dict[str, Any] = {}
         self.inside: list[str] = []
 
     def __call__(self, next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -165,8 +171,10 @@ class _Watch:
                 passed[name] = None
             elif default is inspect.Parameter.empty:
                 changed[name] = None
-        if self.hooks.momentum is not None and hasattr(module, "momentum") and hasattr(module, "use_running_average"):
-            changed["momentum"] = self.hooks.momentum
+        if isinstance(module, nn.BatchNorm):
+            self.momenta.setdefault("/".join(module.path), module.momentum)
+            if self.hooks.forced_momentum is not None:
+                changed["momentum"] = self.hooks.forced_momentum
         if passed:
             bound = signature.bind_partial(module, *args, **kwargs)
             bound.arguments.update(passed)

@@ -123,6 +123,7 @@ class _Network:
             **unnest(extra, self._names("extra", "cache"), "extra"),
         }
         module = self._merge(given, hooks)
+        momenta = {_join(keys): one.momentum for keys, one in _modules(module) if isinstance(one, nnx.BatchNorm)}
         taps = _instrument(module, self.flags, hooks)
         args, kwargs = arguments(inputs)
         outputs = module(*args, **kwargs)
@@ -131,7 +132,8 @@ class _Network:
         }
         called = {path for path, calls in captured.items() if calls}
         called |= {path for path, one in taps.items() if hasattr(one, CONTEXT) and getattr(one, CONTEXT).used}
-        return Pass(outputs, self._extra(module, given, hooks), captured, self.paths, frozenset(called))
+        after = self._extra(module, given, momenta, hooks)
+        return Pass(outputs, after, captured, self.paths, frozenset(called), frozenset(momenta))
 
     def _names(self, *kinds: str) -> list[str]:
         return [name for leaf in self.leaves if leaf.kind in kinds for name in leaf.names]
@@ -148,7 +150,7 @@ class _Network:
             state.append((leaf.keys, leaf.filled(value)))
         return nnx.merge(self.graphdef, nnx.from_flat_state(state), copy=True)
 
-    def _extra(self, module: Any, given: dict[str, Any], hooks: Hooks) -> Extra:
+    def _extra(self, module: Any, given: dict[str, Any], momenta: dict[str, float], hooks: Hooks) -> Extra:
         after = dict(nnx.to_flat_state(nnx.state(module)))
         found: dict[str, Any] = {}
         for leaf in self.leaves:
@@ -163,6 +165,8 @@ class _Network:
                         "`extra` to keep their number and nesting: allocate them when the module is made."
                     )
                 found[name] = values[number] if moves else given[name]
+                if moves and self.owners[name] in momenta:
+                    found[name] = hooks.averaged(momenta[self.owners[name]], given[name], values[number])
         return nest(found)
 
 
@@ -219,10 +223,10 @@ def _instrument(module: Any, flags: tuple[str, ...], hooks: Hooks) -> dict[str, 
         path = _join(keys)
         on, inserts, capturing = hooks.on(path), hooks.inserted(path), hooks.capturing(path)
         for name in flags:
-            if isinstance(vars(one).get(name, 0), bool | None):
+            if isinstance(inspect.getattr_static(one, name, 0), bool | None):
                 setattr(one, name, flag_value(name, on))
-        if hooks.momentum is not None and "use_running_average" in vars(one) and "momentum" in vars(one):
-            one.momentum = hooks.momentum
+        if isinstance(one, nnx.BatchNorm) and hooks.forced_momentum is not None:
+            one.momentum = hooks.forced_momentum
         if inserts:
             setattr(one, CONTEXT, _Context([functools.partial(insert.function, hooks.aux) for insert in inserts]))
         if capturing:

@@ -28,6 +28,7 @@ def pure(
     Args:
       apply: ``apply(params, inputs) -> outputs``; with ``extra`` ``apply(params, extra, inputs) -> (outputs,
         extra)``. ``key=`` and ``train=`` (a bool: the root's mode) are passed when it has arguments of that name.
+        Inputs come as they are, a dict too.
       params: any pytree; the function gets it back in this form, the Model shows nested dicts.
       extra: any pytree of what gradients do not learn; ``None``: there is none.
       preprocess: travels with the Model.
@@ -116,14 +117,17 @@ def training(path: str = "") -> bool:
     return current.hooks.on(path)
 
 
-def momentum_in_use(default: float = 0.99) -> float:
-    """The BatchNorm momentum of this pass: that of ``batch_norm_momentum``, or the default.
+def momentum_in_use(default: float = 0.99) -> Any:
+    """The BatchNorm momentum of this pass: that of ``batch_norm_momentum``, or the default following the step.
+
+    Args:
+      default: the momentum m of the module; in a training step of the library ``min(m, (1 + step) / (10 + step))``.
 
     >>> momentum_in_use(0.9)
     0.9
     """
     current = _current()
-    return default if current is None or current.hooks.momentum is None else current.hooks.momentum
+    return default if current is None else current.hooks.followed(default)
 
 
 class _Running(threading.local):
