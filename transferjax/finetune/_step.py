@@ -53,13 +53,7 @@ class Step:
         for leaf in jax.tree.leaves(gradients):
             finite &= jnp.all(jnp.isfinite(leaf))
         finite &= proceed
-        updates, opt_state = optax.with_extra_args_support(self.tx).update(
-            gradients, state.opt_state, state.trainable, value=value
-        )
-        trainable = optax.apply_updates(state.trainable, updates)
-        new = FinetuneState(state.step + 1, state.key, trainable, extra, opt_state)
-        # A select per leaf, not a cond: it fuses into the update and keeps the donated buffers in place.
-        kept = jax.tree.map(lambda fresh, old: fresh if fresh is old else jnp.where(finite, fresh, old), new, state)
+        kept = _advance(self.tx, state, extra, gradients, value, finite)
         return kept, {**metrics, "loss": value, "finite": finite}
 
 
@@ -139,6 +133,28 @@ def training_mode(tuning: Tuning, trainable: Any, frozen: Any) -> Selector:
 
     jax.eval_shape(probe, trainable, frozen)
     return training_selector(every, found)
+
+
+def _advance(tx, state, extra, gradients, value, finite) -> FinetuneState:
+    """The next state, or the old one where the step is not finite."""
+
+    def update(state, extra, gradients, value):
+        updates, opt_state = optax.with_extra_args_support(tx).update(
+            gradients, state.opt_state, state.trainable, value=value
+        )
+        trainable = optax.apply_updates(state.trainable, updates)
+        return FinetuneState(state.step + 1, state.key, trainable, extra, opt_state)
+
+    def branch(finite, state, *operands):
+        return jax.lax.cond(finite, update, lambda state, *_: state, state, *operands)
+
+    def select(finite, state, *operands):
+        return jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), update(state, *operands), state)
+
+    # On CPU a select per leaf holds copies of the gradients (11 % more temporary memory in a small last stage) where
+    # a branch holds none. On an accelerator a branch would make the host wait for the flag, a select never does.
+    operands = (finite, state, extra, gradients, value)
+    return jax.lax.platform_dependent(*operands, cpu=branch, default=select)
 
 
 def _gradients(step: Step, objective, state, frozen, batch, key, train):
