@@ -18,6 +18,7 @@ from transferjax.data._augment import (
     soft_targets,
 )
 from transferjax.data._batches import Batches, batches
+from transferjax.data._device import DeviceBatches, to_device
 from transferjax.data._folder import image_folder
 from transferjax.data._open import open
 from transferjax.data._preprocess import Preprocessor, preprocess, preprocessor
@@ -27,6 +28,7 @@ __all__ = [
     "Augmentation",
     "Batches",
     "CorruptExampleError",
+    "DeviceBatches",
     "Preprocessor",
     "Source",
     "arrays",
@@ -45,4 +47,5 @@ __all__ = [
     "random_flip",
     "random_resized_crop",
     "soft_targets",
+    "to_device",
 ]

@@ -176,7 +176,7 @@ def random_resized_crop(
       An Augmentation whose images are float32 in [0, 1] (uint8 ones are scaled); the key is consumed.
 
     >>> batch = {"inputs": jnp.zeros((2, 8, 6, 1), jnp.uint8), "id": jnp.arange(2)}
-    >>> random_resized_crop(4)(batch, jax.random.key(0))["inputs"].shape
+    >>> jax.jit(random_resized_crop(4))(batch, jax.random.key(0))["inputs"].shape
     (2, 4, 4, 1)
     """
     _check_interval("scale", scale, 1.0)
@@ -206,18 +206,17 @@ def _random_resized_crop(batch: Batch, key: Array, size, scale, ratio, interpola
 
 def _rectangle(key: Array, sides: tuple[int, int], scale, ratio) -> tuple[Array, Array]:
     """Height and width, and top and left edge, of one random rectangle; in pixels."""
-    for_area, for_ratio, for_corner = jax.random.split(key, 3)
     height, width = sides
-    area = jax.random.uniform(for_area, (_TRIES,), minval=scale[0], maxval=scale[1]) * height * width
-    low, high = jnp.log(jnp.array(ratio, jnp.float32))
-    drawn = jnp.exp(jax.random.uniform(for_ratio, (_TRIES,), minval=low, maxval=high))
+    draws = jax.random.uniform(key, (2, _TRIES + 1))
+    area = (scale[0] + draws[0, 1:] * (scale[1] - scale[0])) * height * width
+    drawn = ratio[0] * (ratio[1] / ratio[0]) ** draws[1, 1:]
     boxes = jnp.stack([jnp.sqrt(area / drawn), jnp.sqrt(area * drawn)], axis=-1)
     limit = jnp.array(sides, jnp.float32)
     fits = jnp.all(boxes <= limit * (1 + 1e-6), axis=-1)
     aspect = jnp.clip(width / height, ratio[0], ratio[1])
     largest = jnp.stack([jnp.minimum(height, width / aspect), jnp.minimum(width, height * aspect)])
     box = jnp.minimum(jnp.where(fits.any(), boxes[jnp.argmax(fits)], largest), limit)
-    place = jnp.where(fits.any(), jax.random.uniform(for_corner, (2,)), 0.5)
+    place = jnp.where(fits.any(), draws[:, 0], 0.5)
     return box, place * (limit - box)
 
 
@@ -241,7 +240,7 @@ def mixup(alpha: float = 0.2, *, num_classes: int) -> Augmentation:
       sum to 1; the key is consumed.
 
     >>> batch = {"inputs": jnp.zeros((4, 8, 8, 1)), "labels": jnp.array([0, 1, 2, 0])}
-    >>> mixup(num_classes=3)(batch, jax.random.key(0))["labels"].sum(1).round(5).tolist()
+    >>> jax.jit(mixup(num_classes=3))(batch, jax.random.key(0))["labels"].sum(1).round(5).tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
     _check_range("alpha", alpha, 1e-6, float("inf"))
@@ -273,7 +272,7 @@ def cutmix(alpha: float = 1.0, *, num_classes: int) -> Augmentation:
       the key is consumed.
 
     >>> batch = {"inputs": jnp.zeros((2, 8, 8, 1), jnp.uint8), "labels": jnp.array([0, 1])}
-    >>> cutmix(num_classes=2)(batch, jax.random.key(0))["labels"].shape
+    >>> jax.jit(cutmix(num_classes=2))(batch, jax.random.key(0))["labels"].shape
     (2, 2)
     """
     _check_range("alpha", alpha, 1e-6, float("inf"))

@@ -115,7 +115,7 @@ class Batches:
 
     def _local(self, rows: np.ndarray) -> np.ndarray:
         """This process's rows of the global batch: a contiguous part of it."""
-        return np.array_split(rows, self._options["process_count"])[self._options["process_index"]]
+        return np.split(rows, self._options["process_count"])[self._options["process_index"]]
 
     def get_state(self) -> dict[str, Any]:
         """Where the last iteration is: after the last batch that it gave out. Plain JSON values."""
@@ -215,7 +215,7 @@ def batches(
     load = Load(source, target, interpolation, tuple(keep), num_classes, total <= cache_bytes)
     kept, skipped = _without_corrupt(load) if on_error == "skip" else (source, ())
     check_empty(kept)
-    _check_enough(kept, batch_size, drop_remainder)
+    _check_enough(kept, batch_size, drop_remainder, count)
     options = {
         "seed": seed,
         "epochs": epochs,
@@ -259,7 +259,13 @@ def _check_processes(batch_size: int, index: int, count: int) -> None:
         raise DataError(f"a batch of {batch_size} cannot be shared out equally among {count} processes.")
 
 
-def _check_enough(source: Source, batch_size: int, drop_remainder: bool) -> None:
+def _check_enough(source: Source, batch_size: int, drop_remainder: bool, processes: int) -> None:
+    last = len(source) % batch_size
+    if not drop_remainder and last % processes:
+        raise DataError(
+            f"the last batch of {source.name} has {last} examples, which {processes} processes cannot share equally. "
+            f"Use source.take({len(source) - last % processes}), or drop_remainder=True."
+        )
     if drop_remainder and batch_size > len(source):
         raise DataError(
             f"a batch of {batch_size:,} is larger than the data: {source.name} has {len(source):,} examples. "
@@ -312,8 +318,16 @@ def _without_corrupt(load: Load) -> tuple[Source, tuple[int, ...]]:
 
     with ThreadPoolExecutor(_cores()) as pool:
         good = np.fromiter(pool.map(readable, range(len(load.source))), bool, len(load.source))
-    bad = load.source.subset(np.flatnonzero(~good))
-    return load.source.subset(np.flatnonzero(good)), tuple(int(i) for i in bad.ids()) if len(bad) else ()
+    bad = tuple(_id_of(load.source, int(row)) for row in np.flatnonzero(~good))
+    return load.source.subset(np.flatnonzero(good)), bad
+
+
+def _id_of(source: Source, row: int) -> int:
+    """The id of a damaged example; where the damage hides it, its position in the data set."""
+    try:
+        return int(source.subset([row]).ids()[0])
+    except CorruptExampleError:
+        return int(source.indices[row])
 
 
 def _cores() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from transferjax._errors import DataError, listing
 from transferjax.data._image import decode, header_shape
-from transferjax.data._source import Example, Source, corrupt, whole
+from transferjax.data._source import DAMAGE, Example, Source, corrupt, whole
 from transferjax.data._splits import select
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -35,7 +35,7 @@ class FolderRecords:
     def __getitem__(self, index: int) -> Example:
         try:
             image = decode(self.root / self.files[index], self.channels, orient=True)
-        except (OSError, SyntaxError, ValueError, EOFError) as cause:
+        except DAMAGE as cause:
             raise corrupt(index, self.where(index), cause) from cause
         return {"image": image, "label": int(self.all_labels[index]), "id": int(self.all_ids[index])}
 
@@ -57,7 +57,7 @@ class FolderRecords:
         for file in self.files:
             try:
                 found.add(header_shape(self.root / file))
-            except (OSError, SyntaxError, ValueError, EOFError):
+            except DAMAGE:
                 continue
             if len(found) > 1:
                 return None

@@ -13,6 +13,13 @@ from transferjax._errors import DataError, listing
 from transferjax._report import Report
 
 Example = dict[str, Any]
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+)  # what Pillow and ArrayRecord raise for damaged data
 
 
 class CorruptExampleError(DataError):

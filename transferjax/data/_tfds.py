@@ -14,7 +14,7 @@ import numpy as np
 
 from transferjax._errors import DataError, nearest_hint
 from transferjax.data._image import decode
-from transferjax.data._source import Example, Source, corrupt, whole
+from transferjax.data._source import DAMAGE, Example, Source, corrupt, whole
 from transferjax.data._splits import select
 
 
@@ -33,13 +33,13 @@ class TfdsRecords:
         return sum(self.sizes.values())
 
     def __getitem__(self, index: int) -> Example:
+        row = dict(self._raw(index))
+        label = row.pop(self.label)
+        number = int(row.pop(self.id_feature)) if self.id_feature else index
         try:
-            row = dict(self._raw(index))
-            label = row.pop(self.label)
-            number = int(row.pop(self.id_feature)) if self.id_feature else index
             image = {"image": decode(row.pop(self.image), self.channels)} if self.image else {}
-        except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as cause:
-            raise corrupt(index, self.where(index), cause) from cause
+        except DAMAGE as cause:
+            raise corrupt(index, f"id {number}: {self.where(index)}", cause) from cause
         return {**image, **row, "label": int(label) if np.ndim(label) == 0 else np.asarray(label), "id": number}
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
@@ -69,15 +69,19 @@ class TfdsRecords:
         return digest.hexdigest()
 
     def _split_of(self, index: int) -> tuple[str, int]:
+        offset = index
         for split, size in self.sizes.items():
-            if index < size:
-                return split, index
-            index -= size
-        raise IndexError(index)
+            if offset < size:
+                return split, offset
+            offset -= size
+        raise IndexError(f"{self.builder.info.full_name} has {len(self):,} examples; there is none at {index}.")
 
     def _raw(self, index: int) -> Mapping[str, Any]:
         split, offset = self._split_of(index)
-        return self._open[split][offset]
+        try:
+            return self._open[split][offset]
+        except DAMAGE as cause:
+            raise corrupt(index, self.where(index), cause) from cause
 
     @functools.cached_property
     def _open(self) -> dict[str, Any]:
