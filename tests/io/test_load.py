@@ -54,7 +54,7 @@ def test_a_model(tmp_path):
     [
         (
             {"head": {"bias": jnp.zeros(4)}},
-            r"'head/bias' in .* is \(3,\) float32; expected \(4,\) float32. Nothing is cast",
+            r"'head/bias' in .* is \(3,\) float32; expected \(4,\) float32. Nothing is cast here",
         ),
         ({"head": {"bias": jnp.zeros(3, jnp.bfloat16)}}, r"is \(3,\) float32; expected \(3,\) bfloat16"),
         ({"wide": jnp.zeros(2, jnp.int32)}, r"'wide' in .* is \(2,\) int64; expected \(2,\) int32"),

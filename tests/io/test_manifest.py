@@ -88,5 +88,7 @@ def test_leaves_that_the_file_lacks_or_has_otherwise(blocked):
     with pytest.raises(CheckpointError, match="'v' is only in one of the file and its manifest"):
         checkpoint._manifest.check({**entries, "v": entries["w"]})
     checkpoint._manifest.leaves["w"]["shape"] = [8, 20]
-    with pytest.raises(CheckpointError, match=r"manifest says \(8, 20\) float32, the file \(20, 8\) float32"):
+    with pytest.raises(
+        CheckpointError, match=r"is damaged: the manifest says \(8, 20\) float32, the file \(20, 8\) float32"
+    ):
         checkpoint._manifest.check(entries)

@@ -161,7 +161,7 @@ def test_names_twice(hurt):
     tree = facts["tree_metadata"]
     tree["again"] = tree["('bb', 'w')"]
     (hurt / "state/_METADATA").write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match="names 'bb/w' twice"):
+    with pytest.raises(CheckpointError, match=r"names 'bb/w' twice. Expected each name once"):
         open(hurt)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: opened lazily, moved into a model by a plan, saved with digests."""
 
 from transferjax.io._checkpoint import Checkpoint
+from transferjax.io._figure import write_figure
 from transferjax.io._load import load
 from transferjax.io._open import open
 from transferjax.io._restore import restore
@@ -8,4 +9,4 @@ from transferjax.io._run import Run
 from transferjax.io._save import save
 from transferjax.io._state import fingerprint
 
-__all__ = ["Checkpoint", "Run", "fingerprint", "load", "open", "restore", "save"]
+__all__ = ["Checkpoint", "Run", "fingerprint", "load", "open", "restore", "save", "write_figure"]

@@ -24,6 +24,13 @@ class Checkpoint:
       metadata: what is no array: the ``metadata`` given to ``save``, a torch file's numbers and strings.
       kinds: ``{path: kind}`` of leaves that were no arrays when saved: ``"int"``, ``"float"``, ``"bool"``,
         ``"complex"`` or ``"key:<implementation>"`` (the array is then the key's data).
+
+    >>> import tempfile, numpy as np, transferjax.io as io
+    >>> file = tempfile.mkdtemp() + "/w.npz"
+    >>> np.savez(file, bias=np.zeros(2))
+    >>> checkpoint = io.open(file)
+    >>> len(checkpoint), "bias" in checkpoint, checkpoint["bias"], checkpoint.verified
+    (1, True, array([0., 0.]), 'verified')
     """
 
     def __init__(self, path: str, reader: Reader):

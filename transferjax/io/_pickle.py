@@ -101,7 +101,7 @@ def mapping(items: Iterable[Any] = ()) -> dict[Any, Any]:
     out = {}
     for key, value in items:
         if not isinstance(key, str | int | float | bytes):
-            raise ValueError("key")
+            raise ValueError
         out[key] = value
     return out
 
@@ -123,7 +123,7 @@ class _Run:
             reader.position += 1
             if code == 0x2E:  # STOP
                 if len(stack) != 1 or stack[0] is _MARK:
-                    raise ValueError("stack")
+                    raise ValueError
                 return stack[0]
             action = _ACTIONS.get(code)
             if action is None:
@@ -136,7 +136,7 @@ class _Run:
     def pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise ValueError("mark")
+            raise ValueError
         return value
 
     def until_mark(self) -> list[Any]:
@@ -158,7 +158,7 @@ class _Run:
 
     def integer(self, length: int) -> None:
         if not 0 <= length <= _LONGEST_INTEGER:
-            raise ValueError("integer")
+            raise ValueError
         self.stack.append(int.from_bytes(self.reader.take(length), "little", signed=True))
 
     def name(self, module: str, name: str) -> None:
@@ -173,17 +173,17 @@ class _Run:
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, tuple) or isinstance(function, Global) or not callable(function):
-            raise ValueError("reduce")
+            raise ValueError
         self.stack.append(function(*arguments))
 
     def extend_list(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise ValueError("append")
+            raise ValueError
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], dict) or len(items) % 2:
-            raise ValueError("items")
+            raise ValueError
         self.stack[-1].update(mapping(zip(items[::2], items[1::2])))
 
     def mark_dict(self) -> None:
@@ -197,23 +197,23 @@ class _Run:
 
     def put(self, key: int) -> None:
         if not self.stack or self.stack[-1] is _MARK:
-            raise ValueError("memo")
+            raise ValueError
         self.memo[key] = self.stack[-1]
 
     def persist(self) -> None:
         if self.persistent is None:
-            raise ValueError("persistent")
+            raise ValueError
         self.stack.append(self.persistent(self.pop()))
 
     def stack_name(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("name")
+            raise ValueError
         self.name(module, name)
 
     def protocol(self) -> None:
         if not 2 <= self.number("<B") <= 5:
-            raise ValueError("protocol")
+            raise ValueError
 
 
 _ACTIONS: dict[int, Callable[[_Run], Any]] = {

@@ -63,7 +63,7 @@ class Tensor:
 
 def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None, *, dtype=None):
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError("tensor")
+        raise ValueError
     lazy = tuple(map(str, metadata)) if isinstance(metadata, dict) else ()
     return Tensor(storage, offset, size, stride, dtype or storage.dtype, lazy)
 
@@ -74,13 +74,13 @@ def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metad
 
 def _first(data, *rest):
     if not isinstance(data, Tensor):
-        raise ValueError("parameter")
+        raise ValueError
     return data
 
 
 def _typed(function, kind, arguments, state=None):
     if isinstance(function, Global) or not callable(function):
-        raise ValueError("function")
+        raise ValueError
     return function(*arguments)
 
 
@@ -190,10 +190,10 @@ class _Lazy:
 def _storage(pid: Any) -> Storage:
     kind, storage_type, key, _, count, *view = pid
     if kind != "storage" or not isinstance(storage_type, Global) or not is_count(count):
-        raise ValueError("storage")
+        raise ValueError
     first = view[0][1] if view and view[0] is not None else 0
     if not is_count(first):
-        raise ValueError("view")
+        raise ValueError
     return Storage(str(key), np.dtype(_STORAGES[storage_type.name]), count, first)
 
 
