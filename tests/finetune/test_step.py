@@ -89,6 +89,27 @@ def test_each_part_of_a_batch_moves_the_statistics_in_turn(model, make_batches):
     np.testing.assert_allclose(state.extra["seen"], 0.25 * first + 0.5 * second, rtol=1e-5)
 
 
+def test_a_state_that_changes_its_types_raises(model, make_batches):
+    batch, objective = make_batches(1)[0], tj.objectives.cross_entropy(model.apply)
+    growing = optax.GradientTransformation(lambda params: jnp.zeros(2), lambda u, s, params=None: (u, jnp.zeros(3)))
+    with pytest.raises(tj.TransferError) as error:
+        run(objective, model, tj.full(), growing, batch)
+    assert str(error.value) == (
+        "a step changes 'opt_state' of the state from (2,) float32 to (3,) float32. Expected equal shapes and dtypes: "
+        "the model's extra and the optimizer's state must come back as they went in."
+    )
+    extra = {"seen": jnp.zeros((), jnp.bfloat16)}
+    with pytest.raises(
+        tj.TransferError, match=r"a step changes 'extra/seen' of the state from \(\) bfloat16 to \(\) float32"
+    ):
+        run(objective, model._replace(extra=extra), tj.full(), optax.sgd(0.1), batch)
+    forgetful = lambda params, extra, batch, key, train: tj.Loss(params["head"]["bias"].sum(), {}, {})
+    with pytest.raises(
+        tj.TransferError, match=r"a step changes 'extra/seen' of the state from \(\) float32 to no leaf\."
+    ):
+        run(forgetful, model, tj.full(), optax.sgd(0.1), batch)
+
+
 def test_keys_differ_per_step_and_per_part(model, make_batches):
     keys = []
 

@@ -84,7 +84,8 @@ def make_step(
       A :class:`Step`.
 
     Raises:
-      TransferError: ``accumulate`` is below 1, or the objective or tuning is no such thing.
+      TransferError: ``accumulate`` is below 1, or the objective or tuning is no such thing; (when traced) the step would
+        change the shapes or dtypes of the state.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
@@ -143,7 +144,7 @@ def _advance(tx, state, extra, gradients, value, finite) -> FinetuneState:
             gradients, state.opt_state, state.trainable, value=value
         )
         trainable = optax.apply_updates(state.trainable, updates)
-        return FinetuneState(state.step + 1, state.key, trainable, extra, opt_state)
+        return _same_types(state, FinetuneState(state.step + 1, state.key, trainable, extra, opt_state))
 
     def branch(finite, state, *operands):
         return jax.lax.cond(finite, update, lambda state, *_: state, state, *operands)
@@ -155,6 +156,19 @@ def _advance(tx, state, extra, gradients, value, finite) -> FinetuneState:
     # a branch holds none. On an accelerator a branch would make the host wait for the flag, a select never does.
     operands = (finite, state, extra, gradients, value)
     return jax.lax.platform_dependent(*operands, cpu=branch, default=select)
+
+
+def _same_types(old: FinetuneState, new: FinetuneState) -> FinetuneState:
+    """The new state, whose leaves have the shapes and dtypes of the old one's, so that it can take its place."""
+    before, after = dict(flatten(old)[0]), dict(flatten(new)[0])
+    for path in [*before, *after]:
+        was, came = (describe(tree[path]) if path in tree else "no leaf" for tree in (before, after))
+        if was != came:
+            raise TransferError(
+                f"a step changes '{path}' of the state from {was} to {came}. Expected equal shapes and dtypes: the "
+                "model's extra and the optimizer's state must come back as they went in."
+            )
+    return new
 
 
 def _gradients(step: Step, objective, state, frozen, batch, key, train):

@@ -42,7 +42,7 @@ def check_selector(tree: Any, selector: Selector | str) -> None:
             )
         if (selector & ~selector)(path, leaf) or not (selector | ~selector)(path, leaf):
             broken("~s is the complement of s", f"{selector!r} and its complement overlap or leave a gap.", path)
-    twin = copy.copy(selector)
+    twin = copy.deepcopy(selector)
     if twin != selector or hash(twin) != hash(selector) or not repr(selector):
         broken("equal selectors are equal, hash alike and print", f"{type(selector.function).__name__} does not.")
     require_same(
