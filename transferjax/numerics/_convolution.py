@@ -1,11 +1,10 @@
 """A drop-in for ``jax.lax.conv_general_dilated`` that is fast on the CPU backend too.
 
-XLA runs grouped and 1x1 convolutions slowly on CPU. Three cases have a fast form there; which form is compiled is
-chosen when the program is lowered, so GPU and TPU get the native convolution:
+XLA runs grouped convolutions and the derivatives of 1x1 convolutions slowly on CPU. Both have a fast form there;
+which form is compiled is chosen when the program is lowered, so GPU and TPU get the native convolution:
 
 - depthwise: a sum of k * k shifted products, which XLA fuses into one pass over the input;
-- 1x1: a matrix product;
-- few input channels (an image): a matrix product over patches.
+- 1x1: a matrix product.
 
 A convolution is bilinear, and so are the two maps that its derivatives need. The three are each other's
 derivatives, so reverse mode works to any order without differentiating through the shifted form, whose own
@@ -22,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from transferjax.numerics import _depthwise, _patches
+from transferjax.numerics import _depthwise, _pointwise
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-PATCH_SIZE = 64
+FORMS = {"depthwise": _depthwise, "pointwise": _pointwise}
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -34,7 +33,7 @@ class Window:
     """What is static of a convolution that has a fast form.
 
     Attributes:
-      form: ``"depthwise"``, ``"pointwise"`` or ``"patches"``.
+      form: ``"depthwise"`` or ``"pointwise"``.
       strides: of both spatial axes.
       padding: ``(before, after)`` of both spatial axes.
       inputs: shape of the input ``(B, H, W, C)``.
@@ -79,7 +78,7 @@ def conv_general_dilated(
     """``jax.lax.conv_general_dilated``, with a fast form on CPU where there is one.
 
     Give it to a layer: ``nnx.Conv(..., conv_general_dilated=conv_general_dilated)``, the same for ``linen.Conv``.
-    Depthwise, 1x1 and few-channel convolutions in NHWC / HWIO layout have a fast form; every other call goes to
+    Depthwise and 1x1 convolutions in NHWC / HWIO layout have a fast form; every other call goes to
     ``jax.lax`` unchanged. Reverse mode works to any order; forward mode (``jax.jvp``) raises for the fast forms.
 
     Args:
@@ -149,8 +148,6 @@ def _window(inputs, kernel, strides, padding, groups, precision) -> Window | Non
         form = "depthwise"
     elif groups == 1 and kernel[2] == channels and size == (1, 1):
         form = "pointwise"
-    elif groups == 1 and kernel[2] == channels and size[0] * size[1] * channels <= PATCH_SIZE:
-        form = "patches"
     else:
         return None
     strides = tuple(int(s) for s in strides)
@@ -170,14 +167,14 @@ def _on_cpu(fast: Any, native: Any, *operands: jax.Array) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution."""
-    fast = partial(_depthwise.forward if window.form == "depthwise" else _patches.forward, window)
+    fast = partial(FORMS[window.form].forward, window)
     return _on_cpu(fast, window.native, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _to_inputs(window: Window, g: jax.Array, kernel: jax.Array) -> jax.Array:
     """The transpose of the convolution with respect to its input, at an output cotangent ``g``."""
-    fast = partial(_depthwise.to_inputs if window.form == "depthwise" else _patches.to_inputs, window)
+    fast = partial(FORMS[window.form].to_inputs, window)
     shape = jax.ShapeDtypeStruct(window.inputs, g.dtype)
     native = lambda g, kernel: jax.linear_transpose(lambda x: window.native(x, kernel), shape)(g)[0]
     return _on_cpu(fast, native, g, kernel)
@@ -186,7 +183,7 @@ def _to_inputs(window: Window, g: jax.Array, kernel: jax.Array) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _to_kernel(window: Window, x: jax.Array, g: jax.Array) -> jax.Array:
     """The transpose of the convolution with respect to its kernel, at an output cotangent ``g``."""
-    fast = partial(_depthwise.to_kernel if window.form == "depthwise" else _patches.to_kernel, window)
+    fast = partial(FORMS[window.form].to_kernel, window)
     shape = jax.ShapeDtypeStruct(window.kernel, x.dtype)
     native = lambda x, g: jax.linear_transpose(lambda kernel: window.native(x, kernel), shape)(g)[0]
     return _on_cpu(fast, native, x, g)
