@@ -173,8 +173,9 @@ def _check_format(directory: Path) -> None:
     kind = info.get("fileFormat", "tfrecord")
     if kind != "array_record":
         raise DataError(
-            f"{directory} is prepared as {kind}, which only TensorFlow reads; expected array_record. Convert it, once, where "
-            f"TensorFlow is installed, with\n  tfds convert_format --dataset_dir={directory} --out_file_format=array_record --out_path={directory}-array_record\n"
+            f"{directory} is prepared as {kind}, which only TensorFlow reads; expected array_record. "
+            "Convert it, once, where TensorFlow is installed, with\n"
+            f"  tfds convert_format --dataset_dir={directory} --out_file_format=array_record --out_path=NEW_DIRECTORY\n"
             f"or prepare it again: tfds.builder('{info.get('name', 'NAME')}', file_format='array_record')"
             ".download_and_prepare()"
         )
