@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transferjax import _errors
+from transferjax import _errors, interop
 from transferjax._types import Preprocess
-from transferjax.data import preprocess, preprocessor
+from transferjax.data import on_images, preprocess, preprocessor
 
 IMAGENET = Preprocess((8, 6), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
@@ -75,3 +75,15 @@ def test_a_preprocessor_is_static_and_does_not_compile_anew():
 def test_images_that_do_not_fit_raise(images, spec, message):
     with pytest.raises(_errors.DataError, match=message):
         preprocess(images, spec)
+
+
+def test_on_images_takes_stored_images_and_records_the_size():
+    model = on_images(interop.pure(lambda params, x: x, {}, preprocess=IMAGENET), 4)
+    outputs, _ = model.apply({}, {}, IMAGES)
+    np.testing.assert_allclose(outputs, preprocess(IMAGES, IMAGENET, 4), atol=1e-6)
+    assert model.preprocess.size == (4, 4)
+
+
+def test_on_images_needs_a_preprocess():
+    with pytest.raises(_errors.DataError, match="expects a Model with a preprocess"):
+        on_images(interop.pure(lambda params, x: x, {}))

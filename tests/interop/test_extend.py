@@ -225,3 +225,16 @@ def test_equal_layers_compare_equal(models):
     assert one.apply == two.apply
     assert hash(one.apply) == hash(two.apply)
     assert one.apply != interop.batch_norm_momentum(interop.extend(models["nnx"], "g", INIT), 0.8).apply
+
+
+def test_map_inputs_puts_a_function_in_front_of_apply_and_capture():
+    model = interop.pure(lambda params, x: interop.mark("body", x * params["scale"]), {"scale": jnp.float32(2)})
+    mapped = interop.map_inputs(model, jnp.negative)
+    assert float(mapped.apply(model.params, {}, jnp.float32(3))[0]) == -6
+    assert float(mapped.capture(model.params, {}, jnp.float32(3), "body")[2]["body"]) == -6
+
+
+def test_map_inputs_expects_a_function():
+    model = interop.pure(lambda params, x: x, {"scale": jnp.float32(2)})
+    with pytest.raises(TransferError, match="map_inputs\\(\\) expects a function inputs -> inputs, got int"):
+        interop.map_inputs(model, 3)

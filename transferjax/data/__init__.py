@@ -21,7 +21,7 @@ from transferjax.data._batches import Batches, batches
 from transferjax.data._device import DeviceBatches, to_device
 from transferjax.data._folder import image_folder
 from transferjax.data._open import open
-from transferjax.data._preprocess import Preprocessor, preprocess, preprocessor
+from transferjax.data._preprocess import Preprocessor, on_images, preprocess, preprocessor
 from transferjax.data._source import CorruptExampleError, Source, check_classes
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "example_keys",
     "image_folder",
     "mixup",
+    "on_images",
     "on_inputs",
     "open",
     "preprocess",

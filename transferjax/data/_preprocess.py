@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from transferjax import interop
 from transferjax._errors import DataError, describe, nearest_hint
-from transferjax._types import Array, Preprocess
+from transferjax._types import Array, Model, Preprocess
 
 METHODS = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
 
@@ -81,6 +82,35 @@ def preprocessor(spec: Preprocess, size: int | tuple[int, int] | None = None, *,
     True
     """
     return Preprocessor(spec, as_size(spec.size if size is None else size), channels)
+
+
+def on_images(model: Model, size: int | tuple[int, int] | None = None) -> Model:
+    """The Model with its own preprocessing in front, so that it takes images as they are stored.
+
+    Scaling, resizing and normalising become part of every program that applies the Model, on its device.
+
+    Args:
+      model: a Model with a ``preprocess``.
+      size: side length or ``(height, width)`` in pixels at which the network sees them; by default its own.
+
+    Returns:
+      A Model whose inputs are ``[B, H, W, C]`` uint8 (or floats in [0, 1]), grey or coloured; its ``preprocess`` has
+      the size.
+
+    Raises:
+      DataError: the Model has no ``preprocess``.
+
+    >>> import numpy as np
+    >>> from transferjax.interop import pure
+    >>> model = pure(lambda params, x: x.mean((1, 2, 3)), {}, preprocess=Preprocess((8, 8)))
+    >>> on_images(model, 4).apply({}, {}, np.full((1, 28, 28, 1), 255, np.uint8))[0].tolist()
+    [1.0]
+    """
+    if model.preprocess is None:
+        raise DataError("on_images() expects a Model with a preprocess; give it one: model._replace(preprocess=...).")
+    function = preprocessor(model.preprocess, size)
+    spec = dataclasses.replace(model.preprocess, size=function.size)
+    return interop.map_inputs(model, function)._replace(preprocess=spec)
 
 
 def as_size(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -183,6 +183,29 @@ def batch_norm_momentum(model: Model, momentum: float) -> Model:
     return rebuild(model, _Momentum(forward_of(model, "batch_norm_momentum"), float(momentum)))
 
 
+def map_inputs(model: Model, function: Callable[[Any], Any]) -> Model:
+    """The Model with a function in front of it, inside the same program: preprocessing on the device, say.
+
+    Args:
+      model: any Model.
+      function: ``inputs -> inputs``; pure, and one object (or equal ones) for one program.
+
+    Returns:
+      A Model with the same params and extra, whose ``apply`` and ``capture`` take what ``function`` takes.
+
+    Raises:
+      TransferError: the function is none.
+
+    >>> from transferjax.interop import pure
+    >>> model = map_inputs(pure(lambda params, x: x * params, 2.0), lambda x: x + 1)
+    >>> model.apply(model.params, model.extra, 3.0)[0]
+    8.0
+    """
+    if not callable(function):
+        raise TransferError(f"map_inputs() expects a function inputs -> inputs, got {type(function).__name__}.")
+    return rebuild(model, _Mapped(forward_of(model, "map_inputs"), function))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Layer:
     inner: Forward
@@ -228,6 +251,14 @@ class _Momentum(_Layer):
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
         momentum = self.momentum if hooks.momentum is None else hooks.momentum
         return self.inner(params, extra, inputs, dataclasses.replace(hooks, momentum=momentum))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped(_Layer):
+    function: Callable[[Any], Any]
+
+    def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
+        return self.inner(params, extra, self.function(inputs), hooks)
 
 
 def _layers(forward: Any) -> Iterator[Any]:
