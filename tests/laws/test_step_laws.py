@@ -57,17 +57,17 @@ def test_a_transform_per_group_behind_a_common_clip(dict_model, batch):
 
 
 @pytest.mark.parametrize("train", [None, True])
-def test_every_framework(model, batch, train):
+@pytest.mark.parametrize("framework", ["nnx", "linen"])
+def test_every_framework(framework, batch, train, request):
+    model = request.getfixturevalue(f"{framework}_model")
     objective = tj.objectives.cross_entropy(model.apply)
     tuning = tj.chain(head=tj.train("head/**"), norm=tj.train("norm/scale"))
     tx = tj.per_group(head=clipped(), norm=optax.sgd(0.1))
     check_step(objective, model, tuning, tx, batch, steps=2, train=train)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_accumulation(dict_model, batch, weighted):
-    if weighted:
-        batch["weight"] = np.linspace(0.0, 2.0, 8, dtype=np.float32)
+def test_accumulation(dict_model, batch):
+    batch["weight"] = np.linspace(0.0, 2.0, 8, dtype=np.float32)
     objective = tj.objectives.cross_entropy(dict_model.apply)
     check_step(objective, dict_model, tj.train("head/**"), clipped(), batch, steps=2, accumulate=4)
 

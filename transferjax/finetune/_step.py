@@ -84,8 +84,8 @@ def make_step(
       A :class:`Step`.
 
     Raises:
-      TransferError: ``accumulate`` is below 1, or the objective or tuning is no such thing; (when traced) the step would
-        change the shapes or dtypes of the state.
+      TransferError: ``accumulate`` is below 1, or the objective or tuning is no such thing; (when traced) the step
+        would change the shapes or dtypes of the state.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
