@@ -194,18 +194,27 @@ def _plain(text):
     return re.sub(r"[^a-z0-9]+", " ", re.sub(r"\\[nt]|\.\*|\.\+", " ", text.lower())).strip()
 
 
-UNREACHABLE = {
-    "braces were balanced by _split_outside_braces",  # an assertion about our own code
+READ_OTHERWISE = {
+    "braces were balanced by _split_outside_braces": "an assertion about our own code",
+    "no reference for operation '": "an assertion about our own code",
+    " differ. Expected equal leaves: copy one onto the other first.": "interop/test_extend.py",
+    " is malformed: ": "surgery/test_rules.py",
 }
+GAP = r"(?: \S+){0,8}? "
 
 
 def _read_by(words, tests):
-    """Whether some test reads a run of this message: one of its literal parts, or four of its words in a row."""
+    """Whether some test reads this message: three of its words in a row, with what is filled in between them."""
+    tokens = []
     for part in words:
-        plain = _plain(part).split()
-        if len(plain) >= 3 and any(" ".join(plain[i : i + 4]) in tests for i in range(max(1, len(plain) - 3))):
+        tokens += [*_plain(part).split(), GAP]
+    tokens = tokens[:-1]
+    literal = [n for n, token in enumerate(tokens) if token != GAP]
+    for first, _, last in zip(literal, literal[1:], literal[2:]):
+        window = tokens[first : last + 1]
+        if re.search(r"\b" + " ".join(window).replace(f" {GAP} ", GAP) + r"\b", tests):
             return True
-    return all(len(_plain(part).split()) < 3 for part in words) and any(_plain(p) and _plain(p) in tests for p in words)
+    return len(literal) < 3 and any(_plain(part) in tests for part in words if _plain(part))
 
 
 def test_every_raise_has_a_test_that_reads_its_message():
@@ -218,6 +227,6 @@ def test_every_raise_has_a_test_that_reads_its_message():
         f"{path.relative_to(ROOT)}:{line}: {' ... '.join(words)[:100]}"
         for path in FILES
         for line, words in raised(path)
-        if not UNREACHABLE & set(words) and not _read_by(words, tests)
+        if not READ_OTHERWISE.keys() & set(words) and not _read_by(words, tests)
     ]
     assert unread == []

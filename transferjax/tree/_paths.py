@@ -29,6 +29,9 @@ def flatten(tree: Any, *, holes: bool = False) -> tuple[list[tuple[str, Any]], A
 
     Raises:
       SelectionError: two leaves have the same path.
+
+    >>> flatten({"head": {"kernel": 1.0}, "stem": 2.0})[0]
+    [('head/kernel', 1.0), ('stem', 2.0)]
     """
     is_leaf = is_hole if holes else None
     flat, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)

@@ -187,6 +187,9 @@ def matches(tree: Any, selector: Selector | str) -> list[str]:
 
     Raises:
       SelectionError: it matches nothing; the nearest paths are named.
+
+    >>> matches({"head": {"bias": 1.0, "kernel": 2.0}, "stem": 3.0}, "head/**")
+    ['head/bias', 'head/kernel']
     """
     flat, _ = flatten(tree)
     selector = as_selector(selector)
