@@ -51,14 +51,9 @@ def test_every_row_of_a_compiled_report():
     assert report.metadata["merge-form adapters"] == "none"
 
 
-def test_without_compiling_only_xla_is_silent():
+def test_without_compiling_the_rows_that_only_xla_knows_are_left_out():
     rows = by_name(explain(*make(tj.train("head/**"), optax.adam(1e-3)), BATCH, compile=False))
-    assert rows["compile seconds"] == {
-        "quantity": "compile seconds",
-        "this step": None,
-        "everything trainable": None,
-        "ratio": None,
-    }
+    assert not {"compile seconds", "temporary memory", "code bytes"} & set(rows)
     assert rows["FLOPs"]["this step"] > 0
 
 

@@ -33,8 +33,8 @@ def explain(step: Step, state: FinetuneState, frozen: Params, batch: Any, *, com
       compile: whether to compile both steps; ``False`` leaves out what only XLA can say.
 
     Returns:
-      A ``Report`` with the columns ``quantity``, ``this step``, ``everything trainable`` and ``ratio``; ``None`` where
-      XLA does not say. FLOPs are counted on the jaxpr times trip counts; XLA's own figure stands beside them and
+      A ``Report`` with the columns ``quantity``, ``this step``, ``everything trainable`` and ``ratio``; what nobody
+      says has no row. FLOPs are counted on the jaxpr times trip counts; XLA's own figure stands beside them and
       counts a loop's body once. Notes, platform and merge-form adapters are in its metadata.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
@@ -51,7 +51,8 @@ def explain(step: Step, state: FinetuneState, frozen: Params, batch: Any, *, com
     reference, group = everything_trainable(step, state, frozen)
     ours = _figures(step, state, frozen, batch, compile)
     theirs = _figures(*reference, batch, compile)
-    rows = tuple((name, a, theirs[name], _ratio(a, theirs[name])) for name, a in ours.items() if name != "notes")
+    known = [name for name in ours if name != "notes" and (ours[name] is not None or theirs[name] is not None)]
+    rows = tuple((name, ours[name], theirs[name], _ratio(ours[name], theirs[name])) for name in known)
     facts = {
         "platform": jax.default_backend(),
         "accumulate": step.accumulate,

@@ -1,0 +1,20 @@
+"""Every notebook runs from top to bottom in a fresh kernel."""
+
+import pathlib
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
+
+
+# The kernel's own messaging library warns about its transport; that is not about the notebook.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    failed = [o for cell in notebook.cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    assert not failed and any(cell.get("outputs") for cell in notebook.cells)
