@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import errno
-import io
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ import numpy as np
 from transferjax._errors import CheckpointError, describe
 from transferjax._report import Report
 from transferjax.io._beside import folder_beside, remove_leftovers, write_bytes, writing
+from transferjax.io._figure import write_figure
 from transferjax.io._state import difference, read_manifest, read_state, write_state
 
 CONFIG, PLAN, METRICS, CHECKPOINTS = "config.json", "plan.json", "metrics.jsonl", "checkpoints"
@@ -272,10 +272,7 @@ class Run:
         Raises:
           CheckpointError: it cannot be written.
         """
-        memory = io.BytesIO()
-        figure.savefig(memory, format=pathlib.Path(name).suffix.lstrip(".") or "png")
-        write_bytes(self.path / name, memory.getvalue())
-        return self.path / name
+        return write_figure(self.path / name, figure)
 
     def _lines(self) -> list[dict[str, Any]]:
         where = self.path / METRICS

@@ -1,0 +1,74 @@
+"""The command line: ``transferjax VERB ...``. Each verb parses, calls the library and prints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from transferjax._errors import TransferError
+
+VERBS = ("demo", "inspect", "plan", "finetune", "evaluate", "predict")
+EPILOG = """examples:
+  transferjax demo                                   see it work on real weights and images
+  transferjax inspect weights.pth                    what is in a file
+  transferjax finetune --data folder:photos --tuning head --output runs/photos
+  transferjax predict runs/photos new.jpg
+
+Every verb explains itself: transferjax finetune --help"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: the arguments after the program's name; default: those of the process.
+
+    Returns:
+      The exit code: 0 when it worked, 1 with one clear line on stderr when it could not, 2 when the arguments make no
+      sense, 130 when interrupted.
+
+    >>> main(["inspect", "/nowhere/weights.pth"])
+    1
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 2
+    try:
+        return arguments.run(arguments)
+    except TransferError as error:
+        print(f"transferjax {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"transferjax {arguments.verb}: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="transferjax",
+        description="Transfer learning in JAX: take a network that was trained on a lot, and teach it your task.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name in VERBS:
+        _verb(name).add(verbs)
+    return parser
+
+
+def _verb(name: str) -> ModuleType:
+    return importlib.import_module(f"transferjax.cli._{name}")
+
+
+def _version() -> str:
+    import transferjax
+
+    return f"transferjax {transferjax.__version__}"
+
+
+__all__ = ["main"]

@@ -1,0 +1,50 @@
+"""Types of arguments, and the options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def verb(verbs: Any, name: str, run: Any, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A sub-parser with a description, an example and ``--json``."""
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1)."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 up to 1")
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers with commas between."""
+    return [natural(part) for part in text.split(",")]
+
+
+def _number(text: str, kind: Any, holds: Any, expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not holds(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    return value

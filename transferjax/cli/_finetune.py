@@ -1,0 +1,222 @@
+"""``transferjax finetune``: teach a pretrained network your classes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from typing import Any
+
+from transferjax.cli._arguments import count, fraction, natural, verb
+from transferjax.cli._console import note, progress, show
+from transferjax.cli._tuning import ALLOWED, OPTIMIZERS, rates_text, tuning_text
+
+DEFAULTS: dict[str, Any] = {
+    "model": "efficientnet_lite0",
+    "weights": "auto",
+    "data": None,
+    "data_dir": None,
+    "split": "train",
+    "validation": "",
+    "tuning": "head",
+    "learning_rate": None,
+    "optimizer": "adam",
+    "warmup": 0.1,
+    "epochs": 5,
+    "batch_size": 32,
+    "seed": 0,
+    "size": None,
+    "label_smoothing": 0.0,
+    "augment": "",
+    "on_error": "raise",
+}
+AUGMENTATIONS = ("flip", "crop", "resized-crop", "mixup", "cutmix")
+MOVABLE = ("weights", "data", "data_dir")
+"""Places of files: they may move between a run and its resumption, since their contents are compared."""
+
+
+def add(verbs: Any) -> None:
+    parser = verb(
+        verbs,
+        "finetune",
+        run,
+        "teach a pretrained network your classes",
+        "Takes a network with pretrained weights, replaces its last layer by one for your classes, and trains the\n"
+        "part that --tuning names. Everything is kept in the directory --output: settings, metrics, checkpoints, a\n"
+        "report.\n"
+        "A run that was stopped goes on with --resume, and ends with the same weights as one that was not.",
+        "  transferjax finetune --data sample --validation test --size 64 --tuning head --output runs/first\n"
+        "  transferjax finetune --data folder:photos --tuning head+lora:8 --learning-rate head=1e-2,lora=1e-3 \\\n"
+        "      --augment flip,crop --output runs/photos\n"
+        "  transferjax finetune --resume --output runs/photos",
+    )
+    _add_inputs(parser.add_argument_group("what"))
+    _add_training(parser.add_argument_group("how"))
+    where = parser.add_argument_group("where")
+    where.add_argument("--output", required=True, metavar="DIR", help="directory of the run; must be new")
+    where.add_argument("--resume", action="store_true", help="go on with the run in --output; needs no other option")
+
+
+def _add_inputs(group: Any) -> None:
+    group.add_argument("--data", metavar="SPEC", help="'sample', 'folder:PATH' (one sub-folder per class), or TFDS")
+    group.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
+    group.add_argument("--split", help="training part of the data, for example 'train[:80%%]' (train)")
+    group.add_argument("--validation", metavar="SPLIT", help="part to evaluate on after every epoch (none)")
+    group.add_argument(
+        "--model", help="a model of the zoo, or module:function that returns a Model (efficientnet_lite0)"
+    )
+    group.add_argument("--weights", metavar="PATH", help="weight file, 'auto' (installed package) or 'none' (auto)")
+    group.add_argument("--size", type=count, metavar="PIXELS", help="side of the images (the model's own)")
+    group.add_argument("--on-error", choices=("raise", "skip"), help="what to do with a damaged image (raise)")
+
+
+def _add_training(group: Any) -> None:
+    group.add_argument("--tuning", type=tuning_text, metavar="PARTS", help=f"what learns: {ALLOWED} (head)")
+    rates = "one number, or one per group: head=1e-3,lora=3e-4 (1e-3)"
+    group.add_argument("--learning-rate", type=rates_text, metavar="RATES", help=rates)
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help="(adam)")
+    group.add_argument("--warmup", type=fraction, metavar="SHARE", help="share of the steps in which rates rise (0.1)")
+    group.add_argument("--epochs", type=count, metavar="N", help="passes over the data (5)")
+    group.add_argument("--batch-size", type=count, metavar="N", help="images per step (32)")
+    group.add_argument("--seed", type=natural, metavar="N", help="decides everything random (0)")
+    group.add_argument("--label-smoothing", type=fraction, metavar="SHARE", help="spread over all classes (0)")
+    group.add_argument(
+        "--augment", type=_augmentations, metavar="LIST", help="of flip, crop, resized-crop, mixup, cutmix"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import transferjax as tj
+    from transferjax.cli._recipe import make_recipe, open_split
+
+    given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
+    given = {name: _absolute(name, value) for name, value in given.items()}
+    resumed = tj.io.Run.open(arguments.output) if arguments.resume else None
+    settings = _resumed(resumed, given) if resumed else {**DEFAULTS, **given}
+    if settings["data"] is None:
+        raise tj.DataError("--data is missing. Expected 'sample', 'folder:PATH', or the name of a TFDS data set.")
+    source = open_split(settings, settings["split"])
+    classes = {"class_names": list(source.class_names), "num_classes": _classes(source)}
+    recipe = make_recipe({**settings, **classes}, _first_images(source, settings))
+    batches = recipe.batches(source, train=True)
+    config = {**recipe.config, "steps": len(batches)}
+    tx = recipe.optimizer(len(batches))
+    started = recipe.start(tx)  # Before anything is written: selectors and groups that do not fit raise here.
+    directory = resumed or tj.io.Run.create(arguments.output, config, recipe.plan)
+    if batches.skipped:
+        note(f"left out {len(batches.skipped)} damaged images, with the ids {', '.join(map(str, batches.skipped[:8]))}")
+    report = _train(recipe, directory, batches, tx, *started, bool(resumed))
+    directory.write_report(report)
+    _write_curves(directory)
+    show(report, arguments.json)
+    return 0
+
+
+def _train(recipe: Any, directory: Any, batches: Any, tx: Any, state: Any, frozen: Any, resume: bool) -> Any:
+    import transferjax as tj
+    from transferjax.cli._loop import train
+    from transferjax.cli._recipe import open_split
+
+    begin = time.perf_counter()
+    config = recipe.config
+    if resume and directory.latest is not None:
+        state, batches_state = directory.restore(state, recipe.base, config["seed"])
+        batches.set_state(batches_state)
+        note(f"resuming after step {int(state.step)} of {len(batches)}")
+    step = tj.make_step(recipe.objective(), recipe.tuning, tx)
+    held_out = recipe.batches(open_split(config, config["validation"]), train=False) if config["validation"] else None
+    evaluate = recipe.evaluation()
+
+    def after(state: Any, metrics: dict[str, Any], ahead: Any) -> None:
+        number = int(state.step)
+        end = number % batches.steps_per_epoch == 0
+        found = evaluate(state, frozen, held_out) if end and held_out is not None else {}
+        directory.log(number, {**metrics, **{f"validation/{name}": value for name, value in found.items()}})
+        if end:  # After the line is logged, so that a checkpoint never lacks its lines.
+            directory.save(state, recipe.base, ahead.get_state())
+
+    if int(state.step) < len(batches):
+        state = train(step, state, frozen, batches, progress("finetune"), after)
+    return _report(recipe, directory, state, frozen, time.perf_counter() - begin)
+
+
+def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float) -> Any:
+    import transferjax as tj
+
+    last = directory.metrics()[-1]
+    size = lambda tree: sum(row[3] for row in tj.summary(tree).rows)
+    rows = [
+        ("steps", int(state.step)),
+        ("training loss", last.get("loss")),
+        ("training accuracy, last batch", last.get("accuracy")),
+        ("validation loss", last.get("validation/loss")),
+        ("validation accuracy", last.get("validation/accuracy")),
+        ("trainable parameters", size(state.trainable)),
+        ("frozen parameters", size(frozen)),
+        ("seconds", seconds),
+    ]
+    facts = {name: recipe.config[name] for name in ("model", "data", "tuning", "epochs", "batch_size", "seed")}
+    facts = {**facts, "classes": recipe.config["num_classes"], "run": str(directory.path)}
+    title = f"Fine-tuned {recipe.config['model']}"
+    return tj.Report(title, ("quantity", "value"), tuple(row for row in rows if row[1] is not None), facts)
+
+
+def _write_curves(directory: Any) -> None:
+    import transferjax as tj
+
+    try:
+        figure = tj.report.curves(directory.metrics(), name=directory.path.name)
+    except tj.TransferError as error:
+        note(f"no curves.png: {error}")
+        return
+    directory.write_figure(figure)
+
+
+def _resumed(directory: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run; an option that says something else raises."""
+    import transferjax as tj
+
+    stored = dict(directory.config)
+    for name, value in given.items():
+        if name not in MOVABLE and value != stored.get(name):
+            option = "--" + name.replace("_", "-")
+            raise tj.CheckpointError(
+                f"'{directory.path}' was started with {option} {stored.get(name)}, not {value} (another "
+                f"{name.replace('_', ' ')}). Leave {option} out to resume it, or start a new run in another directory."
+            )
+    missing = [name for name in DEFAULTS if name not in stored]
+    if missing:
+        raise tj.CheckpointError(f"'{directory.path}' was not made by `transferjax finetune`: no {missing[0]} in it.")
+    return {**stored, **{name: given[name] for name in MOVABLE if name in given}}
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """Places of files as absolute paths, so that the run can be used from any directory."""
+    if name == "data" and value.startswith("folder:"):
+        return "folder:" + os.path.abspath(os.path.expanduser(value.removeprefix("folder:")))
+    if (name == "data" and value.startswith((".", "~"))) or name == "data_dir":
+        return os.path.abspath(os.path.expanduser(value))
+    if name == "weights" and value not in ("auto", "none"):
+        return os.path.abspath(os.path.expanduser(value))
+    return value
+
+
+def _classes(source: Any) -> int:
+    return len(source.class_names) or int(max(source.labels())) + 1
+
+
+def _first_images(source: Any, settings: dict[str, Any]) -> Any:
+    import jax
+    import numpy as np
+
+    shape = source.image_shape()
+    side = settings["size"] or 224
+    return jax.ShapeDtypeStruct((1, *(shape if shape and math.prod(shape) else (side, side, 3))), np.uint8)
+
+
+def _augmentations(text: str) -> str:
+    for name in text.split(","):
+        if name not in AUGMENTATIONS:
+            raise argparse.ArgumentTypeError(f"no augmentation is called '{name}'; expected {', '.join(AUGMENTATIONS)}")
+    return text

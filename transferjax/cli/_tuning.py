@@ -1,0 +1,144 @@
+"""The small languages of the command line: ``--tuning head+lora:8`` and ``--learning-rate head=1e-3,lora=3e-4``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+HEAD = "head/fc/**"
+ADAPTED = "blocks/*/expand/kernel"
+ALLOWED = (
+    "head (the last layer), last:N (the last N stages), full (everything), lora:RANK or lora:RANK:GLOB, bias, norm, "
+    "train:GLOB; joined by '+', for example head+lora:8"
+)
+DEFAULT_RATE = 1e-3
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of a tuning: its kind, which is the name of its group too, a number and a glob where it takes one."""
+
+    kind: str
+    number: int | None = None
+    glob: str | None = None
+
+
+def parse_tuning(text: str) -> list[Part]:
+    """The parts of a tuning, checked as far as that goes without a model.
+
+    >>> parse_tuning("head+lora:8")
+    [Part(kind='head', number=None, glob=None), Part(kind='lora', number=8, glob=None)]
+    """
+    parts = [_part(part, text) for part in text.split("+")]
+    kinds = [part.kind for part in parts]
+    if len(set(kinds)) < len(kinds):
+        raise argparse.ArgumentTypeError(f"'{text}' names a part twice; expected each once: {ALLOWED}")
+    if "full" in kinds and len(kinds) > 1:
+        raise argparse.ArgumentTypeError(f"'{text}': full is everything already; expected it alone")
+    return parts
+
+
+def tuning_text(text: str) -> str:
+    """The text itself, once it is known to be a tuning."""
+    parse_tuning(text)
+    return text
+
+
+def _part(part: str, text: str) -> Part:
+    kind, _, rest = part.strip().partition(":")
+    if kind in ("head", "full", "bias", "norm") and not rest:
+        return Part(kind)
+    if kind == "train" and rest:
+        return Part(kind, None, rest)
+    if kind == "last" and re.fullmatch(r"[1-9]\d*", rest):
+        return Part(kind, int(rest))
+    if kind == "lora" and (found := re.fullmatch(r"([1-9]\d*)(?::(.+))?", rest)):
+        return Part(kind, int(found[1]), found[2])
+    raise argparse.ArgumentTypeError(f"'{part}' in '{text}' is no tuning; expected {ALLOWED}")
+
+
+def make_tuning(text: str, order: Callable[[], Sequence[Any]], adapted: Any = ADAPTED) -> Any:
+    """The ``Tuning`` with one group per part.
+
+    Args:
+      text: for :func:`parse_tuning`.
+      order: gives the model's stages from input to output; called for ``last`` only.
+      adapted: which kernels ``lora`` without a glob adapts.
+    """
+    import transferjax as tj
+
+    make = {
+        "head": lambda part: tj.train(HEAD),
+        "full": lambda part: tj.full(),
+        "bias": lambda part: tj.bias_only(),
+        "norm": lambda part: tj.norm_only(),
+        "train": lambda part: tj.train(part.glob),
+        "last": lambda part: tj.last(part.number, order()),
+        "lora": lambda part: tj.lora(part.glob or adapted, part.number),
+    }
+    return tj.chain(**{part.kind: make[part.kind](part) for part in parse_tuning(text)})
+
+
+def rates_text(text: str) -> str:
+    """The text itself, once it is known to be one learning rate or one per group."""
+    _parse_rates(text)
+    return text
+
+
+def learning_rates(text: str | None, groups: Sequence[str]) -> dict[str, float]:
+    """The learning rate of every group.
+
+    >>> learning_rates("head=0.01,lora=0.001", ["head", "lora"])
+    {'head': 0.01, 'lora': 0.001}
+
+    Raises:
+      TransferError: a group that the tuning does not have.
+    """
+    from transferjax import SelectionError
+
+    overall, named = _parse_rates(text) if text else (DEFAULT_RATE, {})
+    for name in named:
+        if name not in groups:
+            raise SelectionError(
+                f"--learning-rate names the group '{name}', but the tuning has: {', '.join(groups)}. "
+                "Groups are called like the parts of --tuning."
+            )
+    return {name: named.get(name, overall) for name in groups}
+
+
+def _parse_rates(text: str) -> tuple[float, dict[str, float]]:
+    overall, named = DEFAULT_RATE, {}
+    for part in text.split(","):
+        name, equals, number = part.rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < float("inf") or (equals and not name.strip()):
+            raise argparse.ArgumentTypeError(
+                f"'{part}' is no learning rate; expected a number above 0, or one per group: head=1e-3,lora=3e-4"
+            )
+        if equals:
+            named[name.strip()] = rate
+        else:
+            overall = rate
+    return overall, named
+
+
+def make_optimizer(name: str, rates: dict[str, float], steps: int, warmup: float) -> Any:
+    """One optax transform per group, each with a warm-up and a cosine."""
+    import optax
+
+    import transferjax as tj
+
+    kinds: dict[str, Callable[..., Any]] = {
+        "adam": optax.adam,
+        "adamw": optax.adamw,
+        "sgd": lambda schedule: optax.sgd(schedule, momentum=0.9, nesterov=True),
+    }
+    schedule = lambda rate: tj.optim.warmup_cosine(rate, steps, warmup=warmup)
+    return tj.per_group(**{group: kinds[name](schedule(rate)) for group, rate in rates.items()})
