@@ -84,3 +84,12 @@ def test_it_raises_when_it_cannot_be_exact(model, start, make_batches):
         tj.TransferError, match=r"metric 'mean' gave \(\) float32; expected one value per example, \(4,\)\."
     ):
         tj.make_eval(model.apply, {"mean": lambda outputs, batch: jnp.mean(outputs)}, tuning)(*start, make_batches(1))
+
+
+def test_a_scalar_entry_of_the_batch_is_not_padded(model, start, make_batches):
+    (state, frozen), tuning = start, tj.train("head/**")
+    whole, part = make_batches(1)[0], make_batches(1, size=2)[0]
+    evaluate = tj.make_eval(model.apply, {"accuracy": tj.objectives.accuracy}, tuning)
+    temperature = {"temperature": np.float32(2)}
+    expected = evaluate(state, frozen, [whole, part])
+    assert evaluate(state, frozen, [whole | temperature, part | temperature]) == expected

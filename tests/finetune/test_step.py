@@ -196,3 +196,14 @@ def test_the_tree_of_gradients_is_clipped_without_the_frozen_ones(model, make_ba
     before = model.params["head"]["bias"]
     state, _ = run(tj.objectives.cross_entropy(model.apply), model, tj.train("head/bias"), tx, batch)
     np.testing.assert_allclose(jnp.linalg.norm(state.trainable["head"]["bias"] - before), 1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["loss", "finite"])
+def test_a_metric_with_a_name_of_the_steps_own_raises(name, model):
+    def objective(params, extra, batch, key, train):
+        return tj.Loss(jnp.sum(params["head"]["bias"]), {name: jnp.zeros(())}, extra)
+
+    tuning, tx = tj.train("head/**"), optax.sgd(0.1)
+    state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
+    with pytest.raises(tj.TransferError, match=f"the objective has a metric '{name}', which is the step's own"):
+        tj.make_step(objective, tuning, tx)(state, frozen, {"inputs": jnp.ones((2, 3))})

@@ -98,7 +98,7 @@ def test_next_token_counts_masked_and_weighted_targets_only():
     np.testing.assert_allclose(loss.value, values.mean(), rtol=1e-6)
 
 
-def test_augmentations_run_in_order_with_their_own_keys_and_in_training_only():
+def test_augmentations_run_in_order_with_their_own_keys_and_only_with_a_key():
     seen = []
 
     def note(name):
@@ -153,3 +153,22 @@ def test_a_batch_without_its_entries_raises(name):
     with pytest.raises(tj.DataError) as error:
         call(OBJECTIVES[name](), {"images": INPUTS}, train=False)
     assert str(error.value) == f"the batch has no 'inputs': it has ['images']. Expected {wanted}."
+
+
+@pytest.mark.parametrize("label", [-100, 99])
+def test_a_label_outside_the_classes_counts_nothing_where_the_weight_is_zero(label):
+    objective = tj.objectives.cross_entropy(apply)
+    batch = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, label]), "weight": jnp.array([1.0, 1.0, 0.0])}
+    value, gradient = jax.value_and_grad(lambda p: objective(p, {}, batch, None, True).value)(jnp.ones((3, 4)))
+    short = {"inputs": jnp.eye(3)[:2], "labels": jnp.array([0, 1])}
+    expected, wanted = jax.value_and_grad(lambda p: objective(p, {}, short, None, True).value)(jnp.ones((3, 4)))
+    assert value == expected
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-6)
+
+
+def test_a_masked_token_may_be_any_number():
+    table = lambda params, extra, inputs, *, key=None, train=False: (params[jnp.clip(inputs, 0, 3)], extra)
+    objective = tj.objectives.next_token(table)
+    batch = {"inputs": jnp.array([[1, 2, -100]]), "mask": jnp.array([[1, 1, 0]])}
+    value, gradient = jax.value_and_grad(lambda p: objective(p, {}, batch, None, True).value)(jnp.zeros((4, 4)))
+    assert jnp.isfinite(value) and bool(jnp.isfinite(gradient).all())

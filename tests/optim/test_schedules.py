@@ -59,3 +59,14 @@ def test_a_wrong_average_raises():
         assert str(error.value) == (
             f"expected one moving average in the optimizer state, found {count}: use with_average()."
         )
+
+
+def test_the_average_of_bfloat16_weights_moves_in_float32():
+    tx = tj.optim.with_average(optax.sgd(1.0), 0.999)
+    params = jnp.ones((), jnp.bfloat16)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jnp.ones((), jnp.bfloat16), state, params)
+        params = optax.apply_updates(params, updates)
+    found = tj.optim.averaged(state)
+    assert found.dtype == jnp.float32 and 0.99 < float(found) < 1.0

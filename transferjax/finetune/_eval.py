@@ -100,7 +100,8 @@ def _padded(batch: Batch, size: int) -> tuple[dict[str, Any], int]:
     batch = {**batch, "weight": weight}
     missing = max(size, count) - count
     if missing:
-        pad = lambda leaf: np.concatenate([np.asarray(leaf), np.repeat(np.asarray(leaf)[-1:], missing, axis=0)])
+        repeated = lambda leaf: np.concatenate([np.asarray(leaf), np.repeat(np.asarray(leaf)[-1:], missing, axis=0)])
+        pad = lambda leaf: repeated(leaf) if np.ndim(leaf) and len(leaf) == count else leaf
         batch = {**jax.tree.map(pad, batch), "weight": np.concatenate([weight, np.zeros(missing, np.float32)])}
     return batch, max(size, count)
 

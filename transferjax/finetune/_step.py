@@ -54,6 +54,9 @@ class Step:
             finite &= jnp.all(jnp.isfinite(leaf))
         finite &= proceed
         kept = _advance(self.tx, state, extra, gradients, value, finite)
+        taken = sorted({"loss", "finite"} & set(metrics))
+        if taken:
+            raise TransferError(f"the objective has a metric '{taken[0]}', which is the step's own. Rename it.")
         return kept, {**metrics, "loss": value, "finite": finite}
 
 

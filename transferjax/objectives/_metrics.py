@@ -37,6 +37,19 @@ def mean(values: Array, batch: Any) -> Array:
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 
+def counted_labels(batch: Any) -> Array:
+    """The batch's labels, with 0 for integer labels of weight 0: they may be outside the classes and count nothing.
+
+    >>> import jax.numpy as jnp
+    >>> counted_labels({"labels": jnp.array([1, -1]), "weight": jnp.array([1.0, 0.0])}).tolist()
+    [1, 0]
+    """
+    labels = batch["labels"]
+    if "weight" not in batch or not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != batch["weight"].shape:
+        return labels
+    return jnp.where(batch["weight"] > 0, labels, 0)
+
+
 def soft_targets(logits: Array, labels: Array) -> Array:
     """Labels as distributions ``[..., C]``; an integer outside ``[0, C)`` gives a row of NaN.
 

@@ -14,6 +14,7 @@ from transferjax._types import Array, Loss
 from transferjax.objectives._metrics import (
     accuracy,
     as_partial,
+    counted_labels,
     flat_mean,
     mean,
     same_shape,
@@ -92,7 +93,7 @@ def cross_entropy(
 def _cross_entropy(apply, label_smoothing, class_weights, params, extra, batch, key, train) -> Loss:
     _require(batch, "inputs", "labels")
     logits, extra = apply(params, extra, batch["inputs"], key=key, train=train)
-    targets = soft_targets(logits, batch["labels"])
+    targets = soft_targets(logits, counted_labels(batch))
     classes = logits.shape[-1]
     smooth = targets * (1.0 - label_smoothing) + label_smoothing / classes
     values = soft_cross_entropy(logits, smooth)
@@ -187,7 +188,8 @@ def _next_token(apply, params, extra, batch, key, train) -> Loss:
     if "weight" in batch:
         counted = counted * batch["weight"][:, None]
     counted, targets, scores = counted[:, 1:], tokens[:, 1:], logits[:, :-1].astype(jnp.float32)
-    values = soft_cross_entropy(scores, soft_targets(scores, targets))
+    # What is not counted may hold any number (-100, say), which no loss or gradient may see.
+    values = soft_cross_entropy(scores, soft_targets(scores, jnp.where(counted > 0, targets, 0)))
     weight = jnp.sum(counted)
     total = jnp.maximum(weight, 1e-9)
     right = (jnp.argmax(scores, axis=-1) == targets).astype(jnp.float32)
@@ -195,7 +197,7 @@ def _next_token(apply, params, extra, batch, key, train) -> Loss:
 
 
 def augment(objective: Callable[..., Loss], *functions: Callable[[Any, Array], Any]) -> Partial:
-    """An objective whose batches pass through augmentations first, in training only.
+    """An objective whose batches pass through augmentations first, whenever it is given a key.
 
     Args:
       objective: any ``Objective``.
@@ -220,9 +222,9 @@ def augment(objective: Callable[..., Loss], *functions: Callable[[Any, Array], A
 
 
 def _augment(objective, functions, params, extra, batch, key, train) -> Loss:
-    if train is not False and functions:
-        if key is None:
-            raise TransferError("augment() needs a key in training: pass key=jax.random.key(...).")
+    if key is None and train is not False and functions:
+        raise TransferError("augment() needs a key in training: pass key=jax.random.key(...).")
+    if key is not None and functions:
         key, *parts = jax.random.split(key, len(functions) + 1)
         for function, part in zip(functions, parts, strict=True):
             batch = function(batch, part)

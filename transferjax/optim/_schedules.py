@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from transferjax._errors import TransferError
@@ -48,7 +49,8 @@ class AverageState(NamedTuple):
 def with_average(tx: optax.GradientTransformation, decay: float = 0.999) -> optax.GradientTransformationExtraArgs:
     """Any optax transform, plus an exponential moving average (EMA) of what it trains.
 
-    The average lives in the optimizer state, so it is donated, saved and resumed with it.
+    The average lives in the optimizer state, so it is donated, saved and resumed with it. It is kept in float32 at least:
+    in bfloat16 a decay of .999 would never move it.
 
     Args:
       tx: the transform that trains.
@@ -72,7 +74,7 @@ def with_average(tx: optax.GradientTransformation, decay: float = 0.999) -> opta
     inner = optax.with_extra_args_support(tx)
 
     def init(params):
-        return AverageState(inner.init(params), params)
+        return AverageState(inner.init(params), jax.tree.map(_at_least_float32, params))
 
     def update(updates, state, params=None, **extra):
         if params is None:
@@ -83,6 +85,10 @@ def with_average(tx: optax.GradientTransformation, decay: float = 0.999) -> opta
         return updates, AverageState(new, jax.tree.map(mix, state.average, fresh))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _at_least_float32(leaf: jax.Array) -> jax.Array:
+    return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
 def averaged(opt_state: Any) -> Any:
