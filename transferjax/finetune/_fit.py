@@ -25,8 +25,8 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
     computed; reading one waits for it.
 
     A step whose loss or gradient is not finite changes nothing. Its flag is read one step later, so that the device
-    never waits, and the step in between is held back too. So when it raises, the batches are up to two ahead of the state;
-    and a loop that is left early has not read the flag of its last step (``metrics["finite"]``).
+    never waits, and the step in between is held back too. So when it raises, the batches are up to two ahead of the
+    state; and a loop that is left early has not read the flag of its last step (``metrics["finite"]``).
 
     Args:
       step: from ``make_step``.

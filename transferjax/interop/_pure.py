@@ -67,6 +67,12 @@ def equinox(
 
     Raises:
       TransferError: ``module`` cannot be called.
+
+    >>> import jax.numpy as jnp
+    >>> scale = jax.tree_util.Partial(jnp.multiply, jnp.full(3, 2.0))
+    >>> model = equinox(scale)
+    >>> model.apply(model.params, model.extra, jnp.ones((1, 3)))[0].tolist()
+    [[2.0, 2.0, 2.0]]
     """
     if not callable(module):
         raise TransferError(f"equinox() expects a callable pytree, got {type(module).__name__}.")

@@ -78,6 +78,15 @@ def reestimate_statistics(
     References:
       Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021; Li et al., Revisiting Batch Normalization For Practical
       Domain Adaptation, 2016.
+
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> import transferjax.interop
+    >>> model = transferjax.interop.nnx(nnx.BatchNorm(1, rngs=nnx.Rngs(0)))
+    >>> inputs = np.array([[1.0], [3.0]], np.float32)
+    >>> extra = reestimate_statistics(model, model.params, [{"inputs": inputs}])
+    >>> extra["mean"].tolist(), extra["var"].tolist()
+    ([2.0], [1.0])
     """
     forward = forward_of(batch_norm_momentum(model, 0.0), "reestimate_statistics")
     start = model.extra if extra is None else extra

@@ -49,8 +49,8 @@ class AverageState(NamedTuple):
 def with_average(tx: optax.GradientTransformation, decay: float = 0.999) -> optax.GradientTransformationExtraArgs:
     """Any optax transform, plus an exponential moving average (EMA) of what it trains.
 
-    The average lives in the optimizer state, so it is donated, saved and resumed with it. It is kept in float32 at least:
-    in bfloat16 a decay of .999 would never move it.
+    The average lives in the optimizer state, so it is donated, saved and resumed with it. It is kept in float32 at
+    least: in bfloat16 a decay of .999 would never move it.
 
     Args:
       tx: the transform that trains.
