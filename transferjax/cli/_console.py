@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -14,7 +13,7 @@ def show(report: Report, as_json: bool) -> None:
     """A report on stdout: JSON when asked for, a drawn table on a terminal, aligned plain text elsewhere."""
     if as_json:
         print(report.to_json())
-    elif sys.stdout.isatty():
+    elif on_terminal(sys.stdout):
         _draw(report)
     else:
         print(report)
@@ -23,6 +22,11 @@ def show(report: Report, as_json: bool) -> None:
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether a person watches this stream."""
+    return stream.isatty()
 
 
 def _draw(report: Report) -> None:
@@ -44,7 +48,7 @@ def _draw(report: Report) -> None:
 
 def progress(name: str) -> Any:
     """A progress display on stderr: a bar on a terminal, about ten plain lines elsewhere."""
-    return _Bar(name) if sys.stderr.isatty() else _Lines(name)
+    return _Bar(name) if on_terminal(sys.stderr) else _Lines(name)
 
 
 class _Lines:
@@ -93,8 +97,3 @@ class _Bar:
 
 def _listed(facts: dict[str, float]) -> str:
     return "".join(f", {name} {value:.3g}" for name, value in facts.items())
-
-
-def dump(value: Any) -> None:
-    """Any JSON-able value on stdout."""
-    print(json.dumps(value))
