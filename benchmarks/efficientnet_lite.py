@@ -66,7 +66,7 @@ def transferjax_side():
 
     def train():
         nonlocal state
-        state, metrics = compiled(objective, state, frozen, device)
+        state, metrics = compiled(objective, state, frozen, device, True)
         jax.block_until_ready(metrics)
 
     return facts, {
@@ -151,8 +151,10 @@ def work(library):
 class Worker:
     """A library in a process of its own, asked over pipes."""
 
-    def __init__(self, library, python, threads):
+    def __init__(self, library, python, threads, huge_pages):
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        if huge_pages:
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         command = [python, os.path.abspath(__file__), "--worker", library, "--threads", str(threads)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
@@ -195,7 +197,7 @@ def measure(arguments):
     from transferjax import Report
 
     python = {"transferjax": sys.executable, "torch": arguments.torch_python}
-    start = lambda library: Worker(library, python[library], arguments.threads)
+    start = lambda library: Worker(library, python[library], arguments.threads, arguments.huge_pages)
     workers = {library: start(library) for library in LIBRARIES}
     rows = []
     for what, limit in (("forward", FORWARD), ("step", STEP)):
@@ -218,6 +220,7 @@ def measure(arguments):
         "tracing and lowering of the step, s": facts["trace"],
         "creation and weights, s": facts["load"],
         "temporary memory of the step, MiB": facts["temporary MiB"],
+        "huge pages": arguments.huge_pages,
         "load of the machine": " ".join(f"{n:.1f}" for n in os.getloadavg()),
     }
     columns = ("EfficientNet-Lite0", "transferjax", "torch", "ratio", "limit", "met")
@@ -231,6 +234,7 @@ def main():
     parser.add_argument("--turns", type=int, default=6, help="alternations between the libraries")
     parser.add_argument("--calls", type=int, default=4, help="measured calls per turn")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds between turns")
+    parser.add_argument("--huge-pages", action="store_true", help="GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for both")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a figure is missed")
     parser.add_argument("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -39,18 +39,15 @@ def forward(window: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
     """``[B, H', W', C], [kh, kw, 1, C] -> [B, H, W, C]``.
 
-    With strides, the rows (and columns) of the result that have the same remainder form a convolution of stride
-    one each; they are computed apart and interleaved.
+    With strides, the rows (and columns) of the padded result that have the same remainder form a convolution of
+    stride one each; they are computed apart and interleaved. Rows that are padding are left out where possible.
     """
     batch, height, width, channels = window.inputs
     (sh, sw), (kh, kw) = window.strides, window.kernel[:2]
-    (top, _), (left, _) = window.padding
-    rows, columns = -(-(height + top) // sh), -(-(width + left) // sw)
-    deep, wide = -(-kh // sh) - 1, -(-kw // sw) - 1
-    out = output_size(window)
-    bottom, right = max(0, rows - out[0]), max(0, columns - out[1])
-    padded = jnp.pad(g, ((0, 0), (deep, bottom), (wide, right), (0, 0)))
+    (y_first, rows, y_pad), (x_first, columns, x_pad) = (_transposed_axis(window, axis) for axis in (0, 1))
+    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), y_pad, x_pad, (0, 0, 0)))
     weights = kernel.astype(jnp.float32)
+    deep, wide = (kh - 1) // sh, (kw - 1) // sw
 
     def phase(a: int, b: int) -> jax.Array:
         total: Any = jnp.zeros((batch, rows, columns, channels), jnp.float32) if a >= kh or b >= kw else None
@@ -61,11 +58,19 @@ def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
         return total.astype(g.dtype)
 
     if (sh, sw) == (1, 1):
-        full = phase(0, 0)
-    else:
-        phases = [jnp.stack([phase(a, b) for b in range(sw)], axis=3) for a in range(sh)]
-        full = jnp.stack(phases, axis=2).reshape(batch, rows * sh, columns * sw, channels)
-    return full[:, top : top + height, left : left + width]
+        return phase(0, 0)
+    phases = [jnp.stack([phase(a, b) for b in range(sw)], axis=3) for a in range(sh)]
+    full = jnp.stack(phases, axis=2).reshape(batch, rows * sh, columns * sw, channels)
+    return full[:, y_first : y_first + height, x_first : x_first + width]
+
+
+def _transposed_axis(window: Any, axis: int) -> tuple[int, int, tuple[int, int, int]]:
+    """Of the interleaved result: the first wanted entry, entries per phase, and the pad of ``g`` that they need."""
+    size, before, stride = window.inputs[axis + 1], window.padding[axis][0], window.strides[axis]
+    start = before // stride
+    entries = -(-(before + size) // stride) - start
+    low = (window.kernel[axis] - 1) // stride - start
+    return before - start * stride, entries, (low, start + entries - output_size(window)[axis], 0)
 
 
 def to_kernel(window: Any, x: jax.Array, g: jax.Array) -> jax.Array:

@@ -53,8 +53,8 @@ def _batch_norm(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array)
 
 
 def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
-    y, mean, variance = _batch_norm(epsilon, x, scale, bias)
-    return (y, mean, variance), (x, scale, bias, mean, variance)
+    outputs: Any = _batch_norm(epsilon, x, scale, bias)
+    return outputs, (x, scale, bias, *outputs[1:])
 
 
 def _backward(epsilon: float, saved: Any, cotangents: Any) -> Any:
