@@ -72,12 +72,12 @@ def _bars(axes: Any, name: str, values: list[float], texts: list[str], best: int
 def _short(value: float) -> str:
     """A number in three digits, with the unit that shortens it.
 
-    >>> _short(4652008.0), _short(75.31), _short(2.4e10)
-    ('4.65 M', '75.3', '24.0 G')
+    >>> _short(4652008.0), _short(75.31), _short(2.4e10), _short(4.21e8)
+    ('4.65 M', '75.3', '24.0 G', '421 M')
     """
     for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= limit:
-            return f"{value / limit:#.3g}{unit}"
+            return f"{value / limit:#.3g}".rstrip(".") + unit
     return f"{value:.3g}"
 
 
