@@ -116,9 +116,10 @@ class BatchNorm(nnx.BatchNorm):
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
         inference = self.use_running_average if use_running_average is None else use_running_average
-        if inference is not False or mask is not None:
+        scale, bias = self.scale, self.bias
+        if inference is not False or mask is not None or scale is None or bias is None:
             return super().__call__(x, use_running_average, mask=mask)
-        y, mean, variance = batch_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+        y, mean, variance = batch_norm(x, scale[...], bias[...], epsilon=self.epsilon)
         for stored, now in ((self.mean, mean), (self.var, variance)):
             stored[...] = self.momentum * stored[...] + (1 - self.momentum) * lax.stop_gradient(now)
         return y
