@@ -12,7 +12,9 @@ import optax
 from transferjax._context import tracing_step
 from transferjax._errors import DataError, TransferError, describe
 from transferjax._types import Batch, Loss, Objective, Params, Tuning
-from transferjax.finetune._state import FinetuneState
+from transferjax.finetune._finite import all_finite
+from transferjax.finetune._match import check_call, check_loss, check_objective, check_state
+from transferjax.finetune._state import FinetuneState, check_transform
 from transferjax.tree import Selector, as_selector, flatten, training_selector
 
 
@@ -42,17 +44,16 @@ class Step:
         object.__setattr__(self, "jitted", jax.jit(self._run, donate_argnums=1))
 
     def __call__(self, state: FinetuneState, frozen: Params, batch: Batch) -> tuple[FinetuneState, dict[str, Any]]:
+        check_call(state, frozen, batch)
         return self.jitted(self.objective, state, frozen, batch, True)
 
     def _run(self, objective, state, frozen, batch, proceed):
+        check_state(self.tuning, self.tx, state, frozen)
         key = jax.random.fold_in(state.key, state.step)
         train = training_mode(self.tuning, state.trainable, frozen) if self.train is None else self.train
         with tracing_step(state.step):
             value, metrics, extra, gradients = _gradients(self, objective, state, frozen, batch, key, train)
-        finite = jnp.isfinite(value)
-        for leaf in jax.tree.leaves(gradients):
-            finite &= jnp.all(jnp.isfinite(leaf))
-        finite &= proceed
+        finite = jnp.isfinite(value) & all_finite(gradients) & proceed
         kept = _advance(self.tx, state, extra, gradients, value, finite)
         taken = sorted({"loss", "finite"} & set(metrics))
         if taken:
@@ -87,8 +88,11 @@ def make_step(
       A :class:`Step`.
 
     Raises:
-      TransferError: ``accumulate`` is below 1, or the objective or tuning is no such thing; (when traced) the step
-        would change the shapes or dtypes of the state.
+      TransferError: ``accumulate`` is below 1, or the objective, tuning or optimizer is no such thing; (when called)
+        the state was donated before, or loss or metrics are no scalars, or the step would change the shapes or dtypes
+        of the state.
+      SelectionError: (when traced) the state was made by another tuning or optimizer.
+      DataError: (when called) the batch is no dict.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
@@ -100,10 +104,10 @@ def make_step(
     >>> float(state.trainable["head"]), float(metrics["loss"])
     (0.5, 1.0)
     """
-    if not callable(objective):
-        raise TransferError(f"make_step() expects an Objective first, got {describe(objective)}.")
+    check_objective(objective)
     if not isinstance(tuning, Tuning):
         raise TransferError(f"make_step() expects a Tuning second, got {describe(tuning)}: write tj.train('head/**').")
+    check_transform(tx, "make_step")
     if accumulate < 1:
         raise TransferError(f"make_step() expects accumulate of at least 1, got {accumulate}.")
     mode = train if train is None or isinstance(train, bool) else as_selector(train)
@@ -179,8 +183,7 @@ def _gradients(step: Step, objective, state, frozen, batch, key, train):
 
     def loss(trainable, extra, part, key):
         result = objective(step.tuning.merge(trainable, frozen), extra, part, key, train)
-        if not isinstance(result, Loss):
-            raise TransferError(f"an Objective returns Loss(value, metrics, extra), got {describe(result)}.")
+        check_loss(result)
         return result.value, (result.metrics, result.extra, _weights(result, part))
 
     differentiate = jax.value_and_grad(loss, has_aux=True)
