@@ -93,3 +93,12 @@ def test_a_scalar_entry_of_the_batch_is_not_padded(model, start, make_batches):
     temperature = {"temperature": np.float32(2)}
     expected = evaluate(state, frozen, [whole, part])
     assert evaluate(state, frozen, [whole | temperature, part | temperature]) == expected
+
+
+def test_metrics_and_tunings_of_another_form_raise(model):
+    with pytest.raises(
+        tj.TransferError, match=r"expects a dict of metrics second, got function: write \{'accuracy': tj"
+    ):
+        tj.make_eval(model.apply, tj.objectives.accuracy, tj.full())
+    with pytest.raises(tj.TransferError, match=r"expects a Tuning third, got str: write tj\.train\('head/\*\*'\)\."):
+        tj.make_eval(model.apply, {"accuracy": tj.objectives.accuracy}, "head/**")

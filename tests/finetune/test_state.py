@@ -83,3 +83,34 @@ def test_groups_that_differ_between_tuning_and_optimizer_are_named(model):
     assert str(error.value) == (
         "per_group() and the tuning name different groups. Only in the tuning: ['stem']. Only in per_group: ['lora']."
     )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"key": 0}, r"init\(\) expects a PRNG key first, got int: write jax\.random\.key\(0\)\."),
+        ({"model": 3}, r"init\(\) expects a Model second, got int: write tj\.Model\(apply, capture, params, extra\)\."),
+        ({"tuning": "fc/**"}, r"init\(\) expects a Tuning third, got str: write tj\.train\('fc/\*\*'\)\."),
+        ({"tuning": None}, r"init\(\) expects a Tuning third, got NoneType: write tj\.train\('fc/\*\*'\)\."),
+        ({"tx": None}, r"init\(\) expects an optax transform, got NoneType: write optax\.adamw\(1e-3\)\."),
+    ],
+)
+def test_a_wrong_argument_says_what_to_write(change, message, model):
+    arguments = {"key": jax.random.key(0), "model": model, "tuning": tj.full(), "tx": optax.sgd(0.1), **change}
+    with pytest.raises(tj.TransferError, match=message):
+        tj.init(**arguments)
+
+
+def test_a_module_of_flax_is_to_be_wrapped_first():
+    nnx = pytest.importorskip("flax.nnx")
+    linen = pytest.importorskip("flax.linen")
+    with pytest.raises(tj.TransferError, match=r"got Linear: write tj\.interop\.nnx\(module\)\."):
+        tj.init(jax.random.key(0), nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tj.full(), optax.sgd(0.1))
+    with pytest.raises(tj.TransferError, match=r"got Dense: write tj\.interop\.linen\(module, variables\)\."):
+        tj.init(jax.random.key(0), linen.Dense(2), tj.full(), optax.sgd(0.1))
+
+
+def test_raw_key_data_is_wrapped(model, bits):
+    raw, _ = tj.init(jax.random.PRNGKey(3), model, tj.full(), optax.sgd(0.1))
+    typed, _ = tj.init(jax.random.key(3), model, tj.full(), optax.sgd(0.1))
+    assert bits(raw) == bits(typed)

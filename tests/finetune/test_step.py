@@ -20,8 +20,12 @@ def run(objective, model, tuning, tx, batch, **options):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda o, t, x: tj.make_step(3, t, x), r"make_step\(\) expects an Objective first, got int\."),
+        (lambda o, t, x: tj.make_step(3, t, x), r"expects an Objective first, \(params, .*\) -> Loss, got int: write"),
         (lambda o, t, x: tj.make_step(o, "head/**", x), r"expects a Tuning second, got str: write tj\.train\('head/"),
+        (
+            lambda o, t, x: tj.make_step(o, t, None),
+            r"make_step\(\) expects an optax transform, got NoneType: write opt",
+        ),
         (lambda o, t, x: tj.make_step(o, t, x, accumulate=0), r"expects accumulate of at least 1, got 0\."),
     ],
 )

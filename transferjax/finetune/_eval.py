@@ -12,6 +12,7 @@ import numpy as np
 
 from transferjax._errors import DataError, TransferError, describe
 from transferjax._types import Apply, Batch, Params, Tuning
+from transferjax.finetune._match import check_batches
 from transferjax.finetune._state import FinetuneState
 
 
@@ -35,6 +36,7 @@ class Evaluate:
         object.__setattr__(self, "jitted", jax.jit(self._sums))
 
     def __call__(self, state: FinetuneState, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        check_batches(batches, "evaluate")
         pending, sums, weight, size = None, dict.fromkeys(self.metrics, 0.0), 0.0, 0
         for batch in batches:
             batch, size = _padded(batch, size)
@@ -78,7 +80,7 @@ def make_eval(apply: Apply, metrics: Mapping[str, Callable[[Any, Batch], jax.Arr
       ``evaluate(state, frozen, batches) -> {name: mean over all examples}``, weighted by ``batch["weight"]`` if given.
 
     Raises:
-      TransferError: there is no metric, or (when traced) a metric gives no value per example.
+      TransferError: there is no dict of metrics or no tuning, or (when traced) a metric gives no value per example.
       DataError: (when called) there is no batch.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
@@ -89,6 +91,13 @@ def make_eval(apply: Apply, metrics: Mapping[str, Callable[[Any, Batch], jax.Arr
     >>> make_eval(apply, {"error": tj.objectives.squared_error}, tj.full())(state, frozen, batches)
     {'error': 0.75}
     """
+    if not isinstance(metrics, Mapping):
+        raise TransferError(
+            f"make_eval() expects a dict of metrics second, got {describe(metrics)}: "
+            "write {'accuracy': tj.objectives.accuracy}."
+        )
+    if not isinstance(tuning, Tuning):
+        raise TransferError(f"make_eval() expects a Tuning third, got {describe(tuning)}: write tj.train('head/**').")
     if not metrics:
         raise TransferError("make_eval() expects at least one metric, such as {'accuracy': objectives.accuracy}.")
     return Evaluate(apply, dict(metrics), tuning)

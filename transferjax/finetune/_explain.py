@@ -88,7 +88,8 @@ def everything_trainable(
     >>> model = tj.Model(None, None, {"head": jnp.ones(3), "stem": jnp.ones(4)}, {})
     >>> tuning, tx = tj.train("head"), optax.sgd(0.25)
     >>> state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
-    >>> (_, reference, _), group = everything_trainable(tj.make_step(lambda: None, tuning, tx), state, frozen)
+    >>> step = tj.make_step(lambda params, extra, batch, key, train: None, tuning, tx)
+    >>> (_, reference, _), group = everything_trainable(step, state, frozen)
     >>> sorted(reference.trainable), group
     (['head', 'stem'], None)
     """

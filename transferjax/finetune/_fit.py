@@ -11,6 +11,7 @@ import numpy as np
 
 from transferjax._errors import DataError, NonFiniteError, TransferError, listing, nearest_hint
 from transferjax._types import Batch, Params
+from transferjax.finetune._match import check_batches, check_call
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step
 from transferjax.tree import copy
@@ -39,7 +40,8 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
 
     Raises:
       NonFiniteError: with the state from before the offending batch, the step number and the batch's ids.
-      DataError: there was no batch.
+      DataError: there was no batch, or a batch is no dict.
+      TransferError: the state was donated before.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
@@ -50,9 +52,11 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
     >>> [float(metrics["loss"]) for state, metrics in fit(step, state, frozen, [batch, batch])]
     [1.0, 0.25]
     """
+    check_batches(batches, "fit")
     proceed: Any = True
     previous = None
     for batch in batches:
+        check_call(state, frozen, batch)
         state, metrics = step.jitted(step.objective, state, frozen, batch, proceed)
         proceed = metrics["finite"]
         if previous is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transferjax._errors import SelectionError, describe
+from transferjax._errors import SelectionError, TransferError, describe
 from transferjax._types import Model, Params, Tuning
 from transferjax.tree import copy, paths
 
@@ -41,7 +42,7 @@ def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[Finetun
     train both. Frozen weights are shared with the model, never copied, donated or written.
 
     Args:
-      key: typed PRNG key; it is split between the tuning's new weights and the steps.
+      key: typed PRNG key (or raw uint32 key data); it is split between the tuning's new weights and the steps.
       model: a ``Model``.
       tuning: what learns.
       tx: an optax transform; ``per_group`` for a ``chain``.
@@ -52,6 +53,7 @@ def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[Finetun
     Raises:
       SelectionError: a trainable leaf is no floating-point array, two leaves are one array, or the groups of tuning and
         optimizer differ.
+      TransferError: an argument is no key, Model, Tuning or optax transform.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> model = tj.Model(None, None, {"head": jnp.ones(2), "stem": jnp.ones(2)}, {})
@@ -59,7 +61,13 @@ def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[Finetun
     >>> state.trainable["stem"], frozen["head"]
     (Hole, Hole)
     """
+    _check_model(model)
+    if not isinstance(tuning, Tuning):
+        write = f"tj.train('{tuning}')" if isinstance(tuning, str) else "tj.train('fc/**')"
+        raise TransferError(f"init() expects a Tuning third, got {describe(tuning)}: write {write}.")
+    check_transform(tx, "init")
     _check_ties(model.params)
+    key = _typed(key)
     key_tuning, key_state = jax.random.split(key)
     trainable, frozen = tuning.init(key_tuning, model.params)
     for path, leaf in paths(trainable).items():
@@ -77,6 +85,33 @@ def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[Finetun
         opt_state=copy(tx.init(trainable)),
     )
     return state, jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, frozen)
+
+
+def check_transform(tx: Any, name: str) -> None:
+    """Whether an optimizer is one."""
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TransferError(f"{name}() expects an optax transform, got {describe(tx)}: write optax.adamw(1e-3).")
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, Model):
+        return
+    write = "write tj.Model(apply, capture, params, extra)"
+    for name, call in (("flax.nnx", "tj.interop.nnx(module)"), ("flax.linen", "tj.interop.linen(module, variables)")):
+        flax = sys.modules.get(name)
+        if flax is not None and isinstance(model, flax.Module):
+            write = f"write {call}"
+    raise TransferError(f"init() expects a Model second, got {describe(model)}: {write}.")
+
+
+def _typed(key: Any) -> Any:
+    """A typed key as it is; raw key data wrapped."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype == jnp.uint32 and jnp.ndim(key) == 1:
+        return jax.random.wrap_key_data(key)
+    raise TransferError(f"init() expects a PRNG key first, got {describe(key)}: write jax.random.key(0).")
 
 
 def _check_ties(params: Params) -> None:
