@@ -6,7 +6,18 @@ import pytest
 
 from transferjax import Model, where
 from transferjax._errors import PlanError
-from transferjax.surgery import cast, dots_to_slashes, fresh, permute, plan, rename, reshape, torch_layout, waive
+from transferjax.surgery import (
+    Rule,
+    cast,
+    dots_to_slashes,
+    fresh,
+    permute,
+    plan,
+    rename,
+    reshape,
+    torch_layout,
+    waive,
+)  # fmt: skip
 from transferjax.tree import nest, paths
 
 
@@ -213,6 +224,9 @@ ONE = {"a": leaf(2, 3)}
          "Nearest without a source: 'fc/kernel' (2, 3) float32. "
          "Write rename(r'fc\\.weight', 'fc/kernel') or waive('fc.weight')."),
         # arguments
+        (ONE, ONE, [Rule()],
+         "rule 0 of the plan is of an unknown kind, Rule, so nothing would apply it. Derive its class from "
+         "surgery.Naming (where leaves go) or surgery.Transform (how they change)."),
         (ONE, ONE, [[fresh("a")]],
          "rule 0 of the plan is list; expected a rule such as fresh(...). Write a list of rules with a star"),
         (ONE, ONE, ["a"], "rule 0 of the plan is str"),

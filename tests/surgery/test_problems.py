@@ -49,3 +49,14 @@ def test_ten_thousand_leaves_are_planned_without_comparing_spellings(monkeypatch
     target = nest({f"layers/{i}/w/kernel": leaf(4, 8) for i in range(10_000)})
     made = plan(source, target, rename(r"layers\.(\d+)\.w\.weight", r"layers/\1/w/kernel"), torch_layout())
     assert made.moves[9_999].source == "layers.9999.w.weight"
+
+
+def test_a_source_of_another_convention_is_called_that_first():
+    source = {f"layer{i}.w": jax.ShapeDtypeStruct((2,), np.float32) for i in range(4)}
+    target = {"stem": {"kernel": jax.ShapeDtypeStruct((2,), np.float32)}}
+    with pytest.raises(
+        PlanError, match=r"(?s)^the source does not look like one of the model and naming convention"
+    ) as e:
+        plan(source, target, rename(r"_conv\.weight", "stem/kernel"), rename(r"_bn\.weight", "stem/scale"))
+    assert "none of its 4 names ('layer0.w', 'layer1.w', 'layer2.w' and 1 more)" in str(e.value)
+    assert "\nthe plan has 7 problems:\n- " in str(e.value)

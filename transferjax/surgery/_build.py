@@ -15,6 +15,9 @@ from transferjax.surgery._rules import Fresh, Lead, Naming, Rule, Transform, Wai
 from transferjax.surgery._structure import Tie
 from transferjax.surgery._trees import leaves
 
+APPLIED = (Naming, Transform, Fresh, Waive, Tie)
+"""The kinds of rules that a plan knows how to apply."""
+
 
 def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
     """A plan that accounts for every leaf of a source and of a target, from shapes only.
@@ -34,7 +37,8 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
 
     Raises:
       PlanError: a leaf has no origin or two, is left over, or has another shape or dtype than expected; a rule does
-        nothing; two rules claim one name. All problems are listed at once, with the nearest candidates.
+        nothing or is of an unknown kind; two rules claim one name. All problems are listed at once, with the nearest
+        candidates.
 
     >>> import numpy as np
     >>> source = {"fc.weight": np.zeros((3, 2), np.float32), "fc.steps": np.zeros((), np.int64)}
@@ -49,6 +53,11 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
             raise PlanError(
                 f"rule {number} of the plan is {type(rule).__name__}; expected a rule such as fresh(...). "
                 "Write a list of rules with a star: plan(shapes, target, *rules)."
+            )
+        if not isinstance(rule, APPLIED):
+            raise PlanError(
+                f"rule {number} of the plan is of an unknown kind, {type(rule).__name__}, so nothing would apply it. "
+                "Derive its class from surgery.Naming (where leaves go) or surgery.Transform (how they change)."
             )
     sides = _Sides(leaves(source_shapes), leaves(target), tuple(rules))
     names = _rename(sides)
@@ -130,6 +139,8 @@ def _rename(sides: _Sides) -> _Names:
         if len(found) > 1 and name not in sides.waived:
             sides.problems.add("overlap", say.overlap(name, [repr(rule) for rule, _ in found]))
         out.why[name], out.leads[name] = found[0] if found else (None, (Lead(name),))
+    if len(rules) > 1 and not acted:
+        sides.problems.begin(say.foreign(len(rules), list(sides.sources)))
     for rule in rules:
         if id(rule) not in acted:
             sides.problems.add("idle", partial(say.idle_naming, rule, sides.sources))

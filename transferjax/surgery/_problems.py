@@ -32,6 +32,11 @@ class Problems:
     def __init__(self):
         self._told: dict[str, list[Callable[[], str] | str]] = {kind: [] for kind in REST}
         self._names: dict[str, list[str]] = {kind: [] for kind in REST}
+        self._first: list[str] = []
+
+    def begin(self, text: str) -> None:
+        """What is told before the list, when there are problems: their likely cause."""
+        self._first.append(text)
 
     def add(self, kind: str, text: Callable[[], str] | str, name: str = "") -> None:
         """Notes a problem; the text may be a function, called only if it is told."""
@@ -51,7 +56,8 @@ class Problems:
                 lines.append(f"{len(texts) - LIMIT} {REST[kind]}{': ' + listing(names) if names else ''}.")
         if total == 1:
             raise PlanError(lines[0])
-        raise PlanError("\n".join([f"the plan has {total:,} problems:", *(f"- {line}" for line in lines)]))
+        told = [*self._first, f"the plan has {total:,} problems:", *(f"- {line}" for line in lines)]
+        raise PlanError("\n".join(told))
 
 
 class Finder:
@@ -94,6 +100,15 @@ def idle_naming(rule: Rule, side: Mapping[str, Any], noun: str = "source") -> st
     why = "no name that it alone is for" if getattr(rule, "otherwise", False) else "no name in full"
     near = nearest_hint(plain, _some(plain, side))
     return f"{rule!r} does nothing: it matched {why} of {len(side):,} {noun} leaves.{near} Correct it or remove it."
+
+
+def foreign(count: int, sources: Sequence[str]) -> str:
+    """A source of which no name is matched by any of several rules over names."""
+    return (
+        "the source does not look like one of the model and naming convention of these rules: none of its "
+        f"{len(sources):,} names ({listing([repr(name) for name in sources], 3)}) is matched by any of the {count} "
+        "rules over names. Pass another file, or the rules of its convention."
+    )
 
 
 def idle_transform(rule: Transform, chosen: Sequence[str]) -> str:
