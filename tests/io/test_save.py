@@ -233,3 +233,22 @@ def test_nothing_warns(tmp_path, tree):
         for format in FORMATS:
             save(tmp_path / format, tree, format=format)
             load(tmp_path / format)
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("w.safetensors", "safetensors"), ("w.NPZ", "npz"), ("w.npz", "npz"), ("w", "orbax"), ("w.v2", "orbax")],
+)
+def test_without_a_format_the_ending_of_the_path_decides(tmp_path, name, format):
+    report = save(tmp_path / name, {"a": np.ones(2, np.float32)})
+    assert report.metadata["format"] == format == open(tmp_path / name).format
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "write"), [("w.safetensors", "orbax", "safetensors"), ("w.npz", "safetensors", "npz")]
+)
+def test_an_ending_of_another_format_raises_and_writes_nothing(tmp_path, name, format, write):
+    message = rf"w\.{write}' ends with \.{write}, but format='{format}' was asked for. Leave format out"
+    with pytest.raises(CheckpointError, match=message):
+        save(tmp_path / name, {"a": np.ones(2)}, format=format)
+    assert list(tmp_path.iterdir()) == []

@@ -22,12 +22,14 @@ from transferjax.surgery import leaves
 from transferjax.tree import paths
 
 FORMATS = ("orbax", "safetensors", "npz")
+ENDINGS = {".safetensors": "safetensors", ".npz": "npz"}
+"""What the ending of a path says about its format."""
 
 
 def save(
     path: str | os.PathLike[str],
     tree: Any,
-    format: str = "orbax",
+    format: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
@@ -41,7 +43,8 @@ def save(
       path: the file, or for Orbax the directory; missing parents are made.
       tree: any pytree of arrays and numbers, or a ``Model`` (params and extra in one namespace).
       format: ``"orbax"`` (a directory that ``ocp.load`` reads; uncompressed), ``"safetensors"`` or ``"npz"`` (there
-        bfloat16 and float8 are stored as integers of the same bits and come back as they were).
+        bfloat16 and float8 are stored as integers of the same bits and come back as they were). ``None``: what the
+        ending of the path says (``.safetensors``, ``.npz``), else Orbax.
       metadata: facts to keep, as JSON.
       overwrite: whether an existing path is replaced.
 
@@ -50,17 +53,16 @@ def save(
       the fingerprint.
 
     Raises:
-      CheckpointError: the path exists, a leaf or dtype cannot be held (it is named), or the system refuses to write;
-        what was there before is unchanged.
+      CheckpointError: the path exists or ends like another format, a leaf or dtype cannot be held (it is named), or
+        the system refuses to write; what was there before is unchanged.
 
     >>> import tempfile, numpy as np
     >>> file = tempfile.mkdtemp() + "/head.safetensors"
-    >>> save(file, {"head": {"bias": np.zeros(3, np.float32)}}, format="safetensors").rows
+    >>> save(file, {"head": {"bias": np.zeros(3, np.float32)}}).rows
     (('head/bias', '(3,)', 'float32', 12),)
     """
-    if format not in FORMATS:
-        raise CheckpointError(f"format '{format}' is not written here. Expected one of {', '.join(FORMATS)}.")
     where = os.path.abspath(os.fspath(path))
+    format = _format(where, format)
     found = _leaves(tree)
     facts = _json(metadata)
     arrays: dict[str, Callable[[], np.ndarray]] = {}
@@ -83,6 +85,22 @@ def save(
         else:
             _write_file(new, format, arrays, shapes, manifest, facts)
     return _report(where, format, shapes, Manifest(manifest, f"'{where}'").fingerprint())
+
+
+def _format(where: str, format: str | None) -> str:
+    """The format that was asked for, or that of the path's ending; both must agree."""
+    ending = os.path.splitext(where)[1].lower()
+    said = ENDINGS.get(ending)
+    if format is None:
+        return said or "orbax"
+    if format not in FORMATS:
+        raise CheckpointError(f"format '{format}' is not written here. Expected one of {', '.join(FORMATS)}.")
+    if said is not None and said != format:
+        raise CheckpointError(
+            f"'{where}' ends with {ending}, but format='{format}' was asked for. Leave format out to write {said}, or "
+            "choose a path with another ending."
+        )
+    return format
 
 
 def _write_file(new: str, format: str, arrays: Any, shapes: Any, manifest: str, facts: dict[str, Any]) -> None:
