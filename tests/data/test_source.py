@@ -75,8 +75,18 @@ def test_an_empty_source_raises(ten):
 
 
 def test_a_label_outside_the_classes_names_the_id():
-    source = arrays(np.zeros((3, 2, 2), np.uint8), [0, 5, 1], ids=[40, 41, 42], class_names=("a", "b"))
+    images = np.zeros((3, 2, 2), np.uint8)
+    with pytest.raises(_errors.DataError, match=r"arrays: the example with id 41 has label 5; expected 0 to 1"):
+        arrays(images, [0, 5, 1], ids=[40, 41, 42], class_names=("a", "b"))
+    source = arrays(images, [0, 5, 1], ids=[40, 41, 42])
     with pytest.raises(_errors.DataError, match=r"id 41 has label 5; expected 0 to 1 \(2 classes\). 1 of 3 labels"):
+        check_classes(source, num_classes=2)
+
+
+@pytest.mark.parametrize("labels", [np.array([0.5, 1.0], np.float32), np.ones((2, 3), np.int32)])
+def test_targets_have_no_classes_to_count(labels):
+    source = arrays(np.zeros((2, 2, 2), np.uint8), labels)
+    with pytest.raises(_errors.DataError, match=r"arrays has labels that are no integers but .*regression have no cl"):
         check_classes(source)
 
 

@@ -40,6 +40,8 @@ def test_slices_agree_with_tfds(sample_train):
         ("tets", r"mine has no split 'tets'. Its splits: 'train', 'test'. Nearest: test."),
         ("train[1:2", r"'train\[1:2' is no slice of a split. Write 'train', 'train\[:80%\]' or 'train\[100:200\]'."),
         ("train[::2]", r"'train\[::2\]' is no slice"),
+        ("train[:200%]", r"'train\[:200%\]' of mine goes to 200%; expected percentages from -100% to 100%."),
+        ("train[-101%:]", r"goes to -101%; expected percentages"),
         ("train[5:5]", r"'train\[5:5\]' of mine selects none of its 10 examples."),
     ],
 )

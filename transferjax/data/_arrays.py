@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from transferjax._errors import DataError, describe
-from transferjax.data._source import Example, Source, whole
+from transferjax.data._source import Example, Source, check_labels, whole
 
 _SAMPLED_BYTES = 1 << 26
 
@@ -79,7 +79,7 @@ def arrays(
       A Source whose examples have ``image`` (or ``inputs``), ``label`` and ``id``.
 
     Raises:
-      DataError: the arrays differ in length, are empty, or ids repeat.
+      DataError: the arrays differ in length, are empty, ids repeat, or an integer label has no class name.
 
     >>> source = arrays(np.zeros((2, 28, 28), np.uint8), [3, 1], class_names="abcd")
     >>> source[0]["image"].shape, source[0]["label"], source.class_names[3]
@@ -93,7 +93,9 @@ def arrays(
     _check_lengths({**_leaves(features), "labels": targets, "ids": names}, name)
     if len(np.unique(names)) != len(names):
         raise DataError(f"{name}: ids repeat ({len(np.unique(names)):,} different ones for {len(names):,} examples).")
-    return whole(ArrayRecords(features, targets, names), class_names, name)
+    source = whole(ArrayRecords(features, targets, names), class_names, name)
+    check_labels(source, targets, names)
+    return source
 
 
 def from_mapping(data: Mapping[str, Any]) -> Source:

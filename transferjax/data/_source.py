@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from transferjax._errors import DataError, listing
+from transferjax._errors import DataError, describe, listing
 from transferjax._report import Report
 
 Example = dict[str, Any]
@@ -189,7 +189,8 @@ def check_classes(source: Source, num_classes: int | None = None) -> Report:
       A Report with one row per class: its label, name and number of examples.
 
     Raises:
-      DataError: no example, fewer than two classes with examples, or a label outside the classes.
+      DataError: no example, labels that are no integers, fewer than two classes with examples, or a label outside
+        the classes.
 
     >>> import numpy as np
     >>> print(check_classes(arrays_for_doctest(np.zeros((3, 8, 8), np.uint8), [0, 1, 1])))
@@ -201,6 +202,11 @@ def check_classes(source: Source, num_classes: int | None = None) -> Report:
     """
     check_empty(source)
     labels = source.labels()
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{source.name} has labels that are no integers but {describe(labels)}. Expected one class number per "
+            "example; targets of a regression have no classes to count."
+        )
     check_labels(source, labels, source.ids(), num_classes)
     found = np.unique(labels)
     if found.size < 2:

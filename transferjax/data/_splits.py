@@ -25,7 +25,7 @@ def select(split: str, sizes: Mapping[str, int], name: str) -> np.ndarray:
       ``[N] int64`` positions in the order written.
 
     Raises:
-      DataError: a split that does not exist, or a slice that cannot be read or is empty.
+      DataError: a split that does not exist, or a slice that cannot be read, is empty or goes beyond 100%.
 
     >>> select("train[:50%]+test", {"train": 4, "test": 2}, "mine").tolist()
     [0, 1, 4, 5]
@@ -38,6 +38,9 @@ def _part(part: str, sizes: Mapping[str, int], name: str) -> np.ndarray:
     if match is None:
         raise DataError(f"'{part}' is no slice of a split. Write 'train', 'train[:80%]' or 'train[100:200]'.")
     start, count = _span(match["name"].strip(), sizes, name)
+    far = [text for text in match.group("start", "stop") if text and text.endswith("%") and abs(int(text[:-1])) > 100]
+    if far:
+        raise DataError(f"'{part}' of {name} goes to {far[0]}; expected percentages from -100% to 100%.")
     low = _bound(match["start"], count, 0)
     high = _bound(match["stop"], count, count)
     if low >= high:
