@@ -24,6 +24,8 @@ CASES = [
     ("depthwise stride larger than kernel", (2, 7, 7, 3), (2, 2, 1, 3), (3, 3), "VALID", 3),
     ("pointwise", (2, 5, 4, 6), (1, 1, 6, 3), (1, 1), "SAME", 1),
     ("pointwise stride 2", (2, 5, 4, 6), (1, 1, 6, 3), (2, 2), "SAME", 1),
+    ("thin stride 2", (2, 8, 9, 3), (3, 3, 3, 8), (2, 2), "SAME", 1),
+    ("thin, unequal everything", (3, 7, 6, 2), (2, 4, 2, 9), (1, 2), ((1, 0), (2, 1)), 1),
     ("pointwise padded", (2, 6, 5, 2), (1, 1, 2, 5), (2, 1), ((2, 1), (0, 3)), 1),
 ]
 
@@ -55,7 +57,7 @@ def test_value_and_gradient_equal_the_native_convolution(shape, size, strides, p
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[8]], ids=lambda case: case[0])
+@pytest.mark.parametrize("case", [CASES[1], CASES[8], CASES[10]], ids=lambda case: case[0])
 def test_half_precision_is_summed_in_float32(case):
     _, shape, size, strides, padding, groups = case
     x, kernel = draw(shape, size, dtype=jnp.bfloat16)
@@ -67,7 +69,7 @@ def test_half_precision_is_summed_in_float32(case):
     np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.02, rtol=0.01)
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[9]], ids=lambda case: case[0])
+@pytest.mark.parametrize("case", [CASES[2], CASES[9], CASES[10]], ids=lambda case: case[0])
 def test_second_order(case):
     _, shape, size, strides, padding, groups = case
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from transferjax.interop._chunks import in_chunks
 from transferjax.interop._extend import batch_norm_momentum, extend, insert, map_inputs, strip, tie
 from transferjax.interop._modules import module_paths
 from transferjax.interop._pure import equinox, mark, momentum_in_use, pure, training
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from transferjax.interop._nnx import nnx_model as nnx
 
 __all__ = [
-    "batch_norm_momentum", "equinox", "extend", "insert", "linen", "map_inputs", "mark", "module_paths",
+    "batch_norm_momentum", "equinox", "extend", "in_chunks", "insert", "linen", "map_inputs", "mark", "module_paths",
     "momentum_for_steps", "momentum_in_use", "nnx", "pure", "reestimate_statistics", "strip", "tie", "training",
 ]  # fmt: skip
 

@@ -207,7 +207,9 @@ def map_inputs(model: Model, function: Callable[[Any], Any]) -> Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
+class Layer:
+    """Base of a forward pass around another."""
+
     inner: Forward
 
     def modules(self) -> tuple[str, ...] | None:
@@ -215,7 +217,7 @@ class _Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Extended(_Layer):
+class _Extended(Layer):
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
         if not is_extended(params):
             got = listing([str(key) for key in params]) if isinstance(params, Mapping) else type(params).__name__
@@ -224,7 +226,7 @@ class _Extended(_Layer):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Inserted(_Layer):
+class _Inserted(Layer):
     insert: Insert
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
@@ -235,7 +237,7 @@ class _Inserted(_Layer):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tied(_Layer):
+class _Tied(Layer):
     ties: tuple[tuple[str, str], ...]
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
@@ -245,7 +247,7 @@ class _Tied(_Layer):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Momentum(_Layer):
+class _Momentum(Layer):
     momentum: float
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
@@ -254,7 +256,7 @@ class _Momentum(_Layer):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped(_Layer):
+class _Mapped(Layer):
     function: Callable[[Any], Any]
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
@@ -262,7 +264,7 @@ class _Mapped(_Layer):
 
 
 def _layers(forward: Any) -> Iterator[Any]:
-    while isinstance(forward, _Layer):
+    while isinstance(forward, Layer):
         yield forward
         forward = forward.inner
 

@@ -65,7 +65,7 @@ def create(
     size = variant.size if image_size is None else image_size
     preprocess = Preprocess((size, size), IMAGENET_MEAN, IMAGENET_STD, "bicubic", tuple(class_names))
     module = materialise(lambda: EfficientNetLite(variant, outputs, rngs=nnx.Rngs(0)), key)
-    return interop.nnx(module, preprocess)
+    return interop.in_chunks(interop.nnx(module, preprocess))
 
 
 def load(
@@ -140,7 +140,7 @@ def stages(name: str) -> list[str]:
       name: one of :func:`names`.
 
     Returns:
-      An order for ``transferjax.last``, ``depth_decay`` and the like.
+      An order for ``transferjax.last``.
 
     Raises:
       TransferError: unknown name.

@@ -1,10 +1,12 @@
 """A drop-in for ``jax.lax.conv_general_dilated`` that is fast on the CPU backend too.
 
-XLA runs grouped convolutions and the derivatives of 1x1 convolutions slowly on CPU. Both have a fast form there;
-which form is compiled is chosen when the program is lowered, so GPU and TPU get the native convolution:
+XLA runs grouped convolutions, those of few input channels and the derivatives of 1x1 convolutions slowly on CPU. All
+have a fast form there; which form is compiled is chosen when the program is lowered, so GPU and TPU get the native
+convolution:
 
 - depthwise: a sum of k * k shifted products, which XLA fuses into one pass over the input;
-- 1x1: a matrix product.
+- 1x1: a matrix product;
+- few input channels (an image network's stem): a sum of products of one input number and a vector of outputs.
 
 A convolution is bilinear, and so are the two maps that its derivatives need. The three are each other's
 derivatives, so reverse mode works to any order without differentiating through the shifted form, whose own
@@ -21,10 +23,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from transferjax.numerics import _depthwise, _pointwise
+from transferjax.numerics import _depthwise, _pointwise, _thin
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-FORMS = {"depthwise": _depthwise, "pointwise": _pointwise}
+FORMS = {"depthwise": _depthwise, "pointwise": _pointwise, "thin": _thin}
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -33,7 +35,7 @@ class Window:
     """What is static of a convolution that has a fast form.
 
     Attributes:
-      form: ``"depthwise"`` or ``"pointwise"``.
+      form: ``"depthwise"``, ``"pointwise"`` or ``"thin"``.
       strides: of both spatial axes.
       padding: ``(before, after)`` of both spatial axes.
       inputs: shape of the input ``(B, H, W, C)``.
@@ -78,7 +80,7 @@ def conv_general_dilated(
     """``jax.lax.conv_general_dilated``, with a fast form on CPU where there is one.
 
     Give it to a layer: ``nnx.Conv(..., conv_general_dilated=conv_general_dilated)``, the same for ``linen.Conv``.
-    Depthwise and 1x1 convolutions in NHWC / HWIO layout have a fast form; every other call goes to
+    Depthwise, 1x1 and 3x3 stem convolutions in NHWC / HWIO layout have a fast form; every other call goes to
     ``jax.lax`` unchanged. Reverse mode works to any order; forward mode (``jax.jvp``) raises for the fast forms.
 
     Args:
@@ -148,6 +150,8 @@ def _window(inputs, kernel, strides, padding, groups, precision) -> Window | Non
         form = "depthwise"
     elif groups == 1 and kernel[2] == channels and size == (1, 1):
         form = "pointwise"
+    elif groups == 1 and kernel[2] == channels and _thin.fits(kernel):
+        form = "thin"
     else:
         return None
     strides = tuple(int(s) for s in strides)
