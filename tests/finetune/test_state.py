@@ -81,7 +81,8 @@ def test_groups_that_differ_between_tuning_and_optimizer_are_named(model):
     with pytest.raises(tj.SelectionError) as error:
         tj.init(jax.random.key(0), model, tuning, tx)
     assert str(error.value) == (
-        "per_group() and the tuning name different groups. Only in the tuning: ['stem']. Only in per_group: ['lora']."
+        "per_group() and the tuning name different groups. Only in the tuning: ['stem']. Only in per_group: ['lora']. "
+        "Write per_group(head=..., stem=...), or name the groups of the tuning so: tj.chain(head=..., lora=...)."
     )
 
 

@@ -1,5 +1,7 @@
 """Supervised objectives against their formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +174,23 @@ def test_a_masked_token_may_be_any_number():
     batch = {"inputs": jnp.array([[1, 2, -100]]), "mask": jnp.array([[1, 1, 0]])}
     value, gradient = jax.value_and_grad(lambda p: objective(p, {}, batch, None, True).value)(jnp.zeros((4, 4)))
     assert jnp.isfinite(value) and bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        tj.objectives.cross_entropy,
+        tj.objectives.binary_cross_entropy,
+        tj.objectives.mean_squared_error,
+        tj.objectives.next_token,
+        functools.partial(tj.objectives.supervised, loss=tj.objectives.squared_error, metrics={}),
+    ],
+)
+def test_an_objective_wants_the_apply_of_a_model(make):
+    name = getattr(make, "__name__", "supervised")
+    form = rf"{name}\(\) expects a function \(params, extra, inputs, \*, key, train\) first, got "
+    with pytest.raises(tj.TransferError, match=form + r"Model: pass model\.apply\."):
+        make(tj.Model(abs, None, {}, {}))
+    with pytest.raises(tj.TransferError, match=form + r"function of \(outputs, batch\): pass model\.apply\."):
+        make(tj.objectives.accuracy)
+    make(max)  # a function without a signature is taken on trust

@@ -51,7 +51,8 @@ def test_names_that_differ_from_the_tuning_raise():
     with pytest.raises(tj.SelectionError) as error:
         tx.init({"head": 1.0, "lora": 2.0})
     assert str(error.value) == (
-        "per_group() and the tuning name different groups. Only in the tuning: ['lora']. Only in per_group: ['norm']."
+        "per_group() and the tuning name different groups. Only in the tuning: ['lora']. Only in per_group: ['norm']. "
+        "Write per_group(head=..., lora=...), or name the groups of the tuning so: tj.chain(head=..., norm=...)."
     )
     with pytest.raises(tj.SelectionError, match=r"Only in the tuning: none\. Only in per_group: \['norm'\]\."):
         tx.init({"head": 1.0})
@@ -63,3 +64,14 @@ def test_names_that_differ_from_the_tuning_raise():
         tj.SelectionError, match=r"per_group\(\) expects at least one group, for example per_group\(head="
     ):
         tj.per_group()
+
+
+def test_a_tuning_without_groups_is_to_be_wrapped():
+    params = {"stem": {"conv": {"kernel": jnp.ones(2)}}, "head": {"fc": {"kernel": jnp.ones(2)}, "bn": jnp.ones(2)}}
+    trainable, _ = tj.train("head/**").init(jax.random.key(0), params)
+    with pytest.raises(tj.SelectionError) as error:
+        tj.per_group(head=optax.sgd(1.0)).init(trainable)
+    assert str(error.value) == (
+        "per_group() has the groups ['head'], but the tuning has none (its parameters head, stem came). "
+        "Wrap the tuning: tj.chain(head=...), or use a plain optax transform."
+    )

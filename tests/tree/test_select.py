@@ -37,7 +37,6 @@ TABLE = [
     ("x[[&|~]", "x[ x& x| x~", "x x["[:1]),
     ("a.b", "a.b", "axb a/b"),
     ("(a+b)", "(a+b)", "aab ab"),
-    ("w[0", "w[0", "w0 w"),
 ]
 
 
@@ -125,3 +124,21 @@ def test_labels_are_total_and_disjoint():
     )
     with pytest.raises(tj.SelectionError, match="selector 'neck' matched none of 4 parameters"):
         tj.label(tree, {"new": "neck"}, default="old")
+
+
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("head/[", r"glob 'head/\[' has a bracket that is not closed\. Write sets like '\[0-3\]', or regex\(\) for"),
+        ("w[0", r"has a bracket that is not closed"),
+        (
+            "blocks/{10..}/x",
+            r"glob 'blocks/\{10\.\.\}/x' has the incomplete range \{10\.\.\}\. Write two whole numbers",
+        ),
+        ("blocks/{..3}/x", r"has the incomplete range \{\.\.3\}\. Write two whole numbers, like '\{2\.\.5\}'\."),
+        ("blocks/{a..c}", r"has the incomplete range \{a\.\.c\}"),
+    ],
+)
+def test_what_is_not_closed_or_complete_raises(pattern, message):
+    with pytest.raises(tj.SelectionError, match=message):
+        tj.glob(pattern)

@@ -121,3 +121,19 @@ def test_merge_names_the_groups_it_expects():
         tuning.merge({"head": trainable["head"]}, frozen)
     with pytest.raises(tj.SelectionError, match=r"expects trainable groups \['head', 'norm'\], got list\."):
         tuning.merge([trainable], frozen)
+
+
+@pytest.mark.parametrize("order", [tj.Model(abs, None, {}, {}), {"stem": 1.0}, "stem", 3])
+def test_an_order_that_is_no_list_of_stages_raises(order):
+    message = (
+        rf"last\(\) expects order as a list of selectors, .*; got {type(order).__name__}\. Write tj\.models\.stages"
+    )
+    with pytest.raises(tj.SelectionError, match=message):
+        tj.last(1, order)
+
+
+def test_a_group_without_a_name_raises():
+    with pytest.raises(
+        tj.SelectionError, match=r"chain\(\) got Tuning without a name\. Name each group: chain\(head=tj\."
+    ):
+        tj.chain(tj.train("head"), tail=tj.train("tail"))

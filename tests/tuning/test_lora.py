@@ -93,3 +93,21 @@ def test_a_rank_below_one_raises():
 def test_a_leaf_without_shape_raises():
     with pytest.raises(tj.SelectionError, match=r"'w' is float\. Narrow the selector"):
         init(tj.lora("w", 1), {"w": 1.0})
+
+
+@pytest.mark.parametrize(
+    "weights, came",
+    [
+        (jnp.ones(2), r"\(2,\) float32"),
+        ({}, "an empty dict"),
+        ({"scale": 1.0}, "float under 'scale'"),
+        ({0: jnp.ones(2)}, r"\(2,\) float32 under 0"),
+    ],
+)
+def test_an_adapter_whose_create_returns_no_named_arrays_raises(weights, came):
+    tuning = tj.tuning.adapter("fc/bias", lambda key, path, leaf: weights, lambda w, leaf: leaf)
+    message = (
+        rf"to return a dict \{{name: array\}}; for 'fc/bias' it returned {came}\. Write, for example, \{{'scale': jnp"
+    )
+    with pytest.raises(tj.SelectionError, match=message):
+        init(tuning)

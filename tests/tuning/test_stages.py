@@ -124,3 +124,10 @@ def test_stages_feed_last():
 def test_no_inputs():
     with pytest.raises(tj.SelectionError, match=r"expects inputs with at least one array, as model\.apply takes them"):
         stages(model(lambda p, e, x: p["a"]["bias"], {"a": kernel()}), {})
+
+
+@pytest.mark.parametrize("model, name", [("efficientnet_lite0", r"'efficientnet_lite0'"), (3, "name")])
+def test_what_is_no_model_raises(model, name):
+    message = rf"stages\(\) expects a Model, got {type(model).__name__}\. For .* use tj\.models\.stages\({name}\)\."
+    with pytest.raises(tj.SelectionError, match=message):
+        tj.stages(model, jnp.ones(2))

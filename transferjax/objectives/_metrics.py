@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from transferjax._errors import DataError, describe
+from transferjax._errors import DataError, TransferError, describe
 from transferjax._types import Array
 
 
@@ -20,6 +21,27 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     1
     """
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def as_apply(function: Any, name: str) -> Partial:
+    """The first argument of an objective, checked: a function of the form of ``Model.apply``.
+
+    >>> as_apply(lambda params, extra, inputs, *, key=None, train=False: (inputs, extra), "cross_entropy")(1, 2, 3)
+    (3, 2)
+    """
+    form = "(params, extra, inputs, *, key, train)"
+    if not callable(function):
+        raise TransferError(f"{name}() expects a function {form} first, got {describe(function)}: pass model.apply.")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return as_partial(function)
+    try:
+        signature.bind(None, None, None, key=None, train=False)
+    except TypeError:
+        came = f"{describe(function)} of ({', '.join(signature.parameters)})"
+        raise TransferError(f"{name}() expects a function {form} first, got {came}: pass model.apply.") from None
+    return as_partial(function)
 
 
 def mean(values: Array, batch: Any) -> Array:

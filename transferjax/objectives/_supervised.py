@@ -13,6 +13,7 @@ from transferjax._errors import DataError, TransferError
 from transferjax._types import Array, Loss
 from transferjax.objectives._metrics import (
     accuracy,
+    as_apply,
     as_partial,
     counted_labels,
     flat_mean,
@@ -45,7 +46,7 @@ def supervised(
     2.0
     """
     functions = {name: as_partial(function) for name, function in metrics.items()}
-    return Partial(_supervised, as_partial(apply), as_partial(loss), functions)
+    return Partial(_supervised, as_apply(apply, "supervised"), as_partial(loss), functions)
 
 
 def _require(batch: Any, *names: str) -> None:
@@ -76,7 +77,7 @@ def cross_entropy(
       An ``Objective`` with the metric ``accuracy``. A label outside the classes gives NaN, which the step rejects.
 
     Raises:
-      TransferError: ``label_smoothing`` is outside [0, 1).
+      TransferError: ``label_smoothing`` is outside [0, 1), or ``apply`` is no function of that form.
       DataError: (when traced) the labels fit no logits.
 
     >>> import jax.numpy as jnp
@@ -87,7 +88,7 @@ def cross_entropy(
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise TransferError(f"cross_entropy() expects label_smoothing in [0, 1), got {label_smoothing}.")
-    return Partial(_cross_entropy, as_partial(apply), float(label_smoothing), class_weights)
+    return Partial(_cross_entropy, as_apply(apply, "cross_entropy"), float(label_smoothing), class_weights)
 
 
 def _cross_entropy(apply, label_smoothing, class_weights, params, extra, batch, key, train) -> Loss:
@@ -123,7 +124,9 @@ def binary_cross_entropy(apply: Callable[..., Any], *, positive_weight: float | 
     >>> round(float(binary_cross_entropy(apply)(jnp.zeros(()), {}, batch, None, True).value), 4)
     0.6931
     """
-    return supervised(apply, Partial(_binary_loss, positive_weight), {"accuracy": _binary_accuracy})
+    return supervised(
+        as_apply(apply, "binary_cross_entropy"), Partial(_binary_loss, positive_weight), {"accuracy": _binary_accuracy}
+    )
 
 
 def _binary_loss(positive_weight, logits, batch) -> Array:
@@ -152,7 +155,7 @@ def mean_squared_error(apply: Callable[..., Any]) -> Partial:
     >>> float(mean_squared_error(apply)(jnp.ones(()), {}, batch, None, True).value)
     2.0
     """
-    return supervised(apply, squared_error, {"mean_absolute_error": _absolute_error})
+    return supervised(as_apply(apply, "mean_squared_error"), squared_error, {"mean_absolute_error": _absolute_error})
 
 
 def _absolute_error(outputs, batch) -> Array:
@@ -177,7 +180,7 @@ def next_token(apply: Callable[..., Any]) -> Partial:
     >>> round(float(next_token(apply)(jnp.zeros(()), {}, batch, None, True).value), 4)
     1.3863
     """
-    return Partial(_next_token, as_partial(apply))
+    return Partial(_next_token, as_apply(apply, "next_token"))
 
 
 def _next_token(apply, params, extra, batch, key, train) -> Loss:

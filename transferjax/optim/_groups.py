@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from transferjax._errors import SelectionError, describe
+from transferjax._errors import SelectionError, describe, listing
 
 
 def per_group(**named: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -38,15 +38,16 @@ def per_group(**named: optax.GradientTransformation) -> optax.GradientTransforma
 
     def check(tree: Any) -> None:
         if not isinstance(tree, dict):
-            raise SelectionError(
-                f"per_group() has the groups {sorted(named)}, but the tuning has none ({describe(tree)} came). "
-                "Use transferjax.chain(...) with these names, or a plain optax transform."
-            )
+            raise SelectionError(_without_groups(sorted(named), f"{describe(tree)} came"))
         missing, surplus = sorted(set(tree) - set(named)), sorted(set(named) - set(tree))
+        if (missing or surplus) and not _are_groups(tree):
+            raise SelectionError(_without_groups(sorted(named), f"its parameters {listing(sorted(tree))} came"))
         if missing or surplus:
+            write = ", ".join(f"{name}=..." for name in sorted(tree))
             raise SelectionError(
                 f"per_group() and the tuning name different groups. Only in the tuning: {missing or 'none'}. "
-                f"Only in per_group: {surplus or 'none'}."
+                f"Only in per_group: {surplus or 'none'}. Write per_group({write}), or name the groups of the tuning "
+                f"so: tj.chain({', '.join(f'{name}=...' for name in sorted(named))})."
             )
 
     def init(params):
@@ -62,3 +63,17 @@ def per_group(**named: optax.GradientTransformation) -> optax.GradientTransforma
         return out, new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _are_groups(tree: dict[str, Any]) -> bool:
+    """Whether a dict can be what a chain trains: every group has the outline of the same parameters."""
+    outlines = {tuple(sorted(map(str, group))) if isinstance(group, dict) else None for group in tree.values()}
+    return len(outlines) == 1
+
+
+def _without_groups(names: list[str], came: str) -> str:
+    write = ", ".join(f"{name}=..." for name in names)
+    return (
+        f"per_group() has the groups {names}, but the tuning has none ({came}). "
+        f"Wrap the tuning: tj.chain({write}), or use a plain optax transform."
+    )

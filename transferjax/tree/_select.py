@@ -97,7 +97,7 @@ def glob(pattern: str) -> Selector:
       A :class:`Selector`.
 
     Raises:
-      SelectionError: the pattern is empty, a brace is not closed, or a range or set is empty.
+      SelectionError: the pattern is empty, a brace or bracket is not closed, or a range or set is empty or incomplete.
 
     >>> glob("blocks/{0..9}/**/kernel")("blocks/3/attn/kernel")
     True
@@ -298,7 +298,12 @@ def _segment_regex(segment: str, pattern: str) -> str:
             end = _closing_brace(rest)
             out += _brace_regex(rest[1:end], pattern)
             rest = rest[end + 1 :]
-        elif rest[0] == "[" and "]" in rest[2:]:
+        elif rest[0] == "[":
+            if "]" not in rest[2:]:
+                raise SelectionError(
+                    f"glob '{pattern}' has a bracket that is not closed. Write sets like '[0-3]', or regex() for a "
+                    "bracket in a name."
+                )
             end = rest.index("]", 2)
             body = rest[1:end]
             escaped = re.sub(r"[\\\[&|~]", r"\\\g<0>", body[1:] if body[0] in "!^" else body)
@@ -327,6 +332,10 @@ def _brace_regex(body: str, pattern: str) -> str:
             raise SelectionError(f"glob '{pattern}' has the empty range {{{body}}}. Write the smaller number first.")
         width = len(bounds.group(1)) if body[0] == "0" else 0
         return "(?:" + "|".join(str(number).zfill(width) for number in range(first, last + 1)) + ")"
+    if re.fullmatch(r"[^{},/]*\.\.[^{},/]*", body):
+        raise SelectionError(
+            f"glob '{pattern}' has the incomplete range {{{body}}}. Write two whole numbers, like '{{2..5}}'."
+        )
     options, depth = [""], 0
     for character in body:
         depth += (character == "{") - (character == "}")

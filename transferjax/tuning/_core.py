@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from transferjax._errors import SelectionError, describe
-from transferjax._types import Hole, Tuning, is_hole
+from transferjax._types import Hole, Model, Tuning, is_hole
 from transferjax.tree import Selector, as_selector, everything, fill, flatten, paths, split
 
 
@@ -57,12 +57,17 @@ def last(n: int, order: Sequence[Selector | str]) -> Tuning:
       A ``Tuning``.
 
     Raises:
-      SelectionError: ``n`` is not between 1 and the number of stages.
+      SelectionError: ``order`` is no list, or ``n`` is not between 1 and the number of stages.
 
     >>> import jax
     >>> last(1, ["stem", "head"]).init(jax.random.key(0), {"head": 1.0, "stem": 2.0})[0]
     {'head': 1.0, 'stem': Hole}
     """
+    if isinstance(order, (Model, Mapping, str)) or not isinstance(order, Sequence):
+        raise SelectionError(
+            f"last() expects order as a list of selectors, one per stage from input to output; got {describe(order)}. "
+            "Write tj.models.stages(name), or tj.stages(model, inputs)."
+        )
     stages = [as_selector(s) for s in order]
     if not 1 <= n <= len(stages):
         raise SelectionError(f"last() expects n between 1 and {len(stages)}, the number of stages in order; got {n}.")
@@ -104,20 +109,21 @@ def norm_only() -> Tuning:
     return Tuning(init, fill)
 
 
-def chain(**named: Tuning) -> Tuning:
+def chain(*unnamed: Tuning, **named: Tuning) -> Tuning:
     """Several tunings at once, each a named group.
 
     Every group is resolved against the original parameters, so their order never matters. ``trainable`` is
     ``{group: tree}``; the group names are those that ``transferjax.per_group`` takes.
 
     Args:
+      *unnamed: none; a ``Tuning`` without a name raises.
       **named: one ``Tuning`` per group.
 
     Returns:
       A ``Tuning``.
 
     Raises:
-      SelectionError: no group; (at ``init``) a leaf is claimed by two groups, both named.
+      SelectionError: no group, or one without a name; (at ``init``) a leaf is claimed by two groups, both named.
 
     >>> import jax
     >>> tuning = chain(head=train("head"), tail=train("tail"))
@@ -127,6 +133,10 @@ def chain(**named: Tuning) -> Tuning:
     >>> tuning.merge(trainable, frozen)
     {'head': 1.0, 'stem': 2.0, 'tail': 3.0}
     """
+    if unnamed:
+        raise SelectionError(
+            f"chain() got {describe(unnamed[0])} without a name. Name each group: chain(head=tj.train('head/**'))."
+        )
     if not named:
         raise SelectionError("chain() expects at least one group, for example chain(head=train('head/**')).")
     for name, tuning in named.items():

@@ -32,7 +32,7 @@ def adapter(
       A ``Tuning`` whose trainable paths are ``<path>/<name>`` and whose frozen tree keeps the leaf.
 
     Raises:
-      SelectionError: (at ``init``) the selector matches nothing.
+      SelectionError: (at ``init``) the selector matches nothing, or ``create`` returns no dict of arrays.
 
     >>> import jax, jax.numpy as jnp
     >>> scale = adapter("fc", lambda key, path, leaf: {"scale": jnp.ones(())}, lambda w, leaf: leaf * w["scale"])
@@ -46,7 +46,9 @@ def adapter(
         chosen = set(matches(params, selector))
         flat, treedef = flatten(params)
         fresh = [
-            create(jax.random.fold_in(key, zlib.crc32(path.encode())), path, leaf) if path in chosen else Hole()
+            _named_arrays(create(jax.random.fold_in(key, zlib.crc32(path.encode())), path, leaf), path)
+            if path in chosen
+            else Hole()
             for path, leaf in flat
         ]
         return jax.tree.unflatten(treedef, fresh), params
@@ -58,6 +60,25 @@ def adapter(
         return jax.tree.unflatten(treedef, out)
 
     return Tuning(init, merge)
+
+
+def _named_arrays(weights: Any, path: str) -> dict[str, Any]:
+    """What ``create`` returned for one leaf, checked."""
+    came = None
+    if not isinstance(weights, dict):
+        came = describe(weights)
+    elif not weights:
+        came = "an empty dict"
+    else:
+        for name, value in weights.items():
+            if not isinstance(name, str) or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+                came = f"{describe(value)} under {name!r}"
+    if came is not None:
+        raise SelectionError(
+            f"adapter() expects create to return a dict {{name: array}}; for '{path}' it returned {came}. "
+            "Write, for example, {'scale': jnp.ones(())}."
+        )
+    return weights
 
 
 def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, rank_stabilised: bool = False) -> Tuning:

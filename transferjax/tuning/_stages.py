@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from transferjax._errors import SelectionError
+from transferjax._errors import SelectionError, describe
 from transferjax._types import Model
 from transferjax.program import order_of_use
 from transferjax.tree import Selector, flatten, glob, natural, regex
@@ -18,7 +18,7 @@ def stages(model: Model, inputs: Any) -> list[Selector]:
 
     A parameter is used where it first meets the data; casts, transposes and merged adapters before that do not count.
     A module comes where the first of its parameters is used. Modules that the forward pass never uses come first, so
-    that ``last`` and ``depth_decay`` treat them as the deepest.
+    that ``last`` takes them last of all.
 
     Args:
       model: a ``Model``; only the shapes of its parameters are used.
@@ -29,7 +29,7 @@ def stages(model: Model, inputs: Any) -> list[Selector]:
       module path, for example ``'blocks/0/conv/*'``.
 
     Raises:
-      SelectionError: the inputs hold no array.
+      SelectionError: the first argument is no Model, or the inputs hold no array.
 
     >>> import jax, jax.numpy as jnp, transferjax as tj
     >>> def apply(params, extra, inputs, *, key=None, train=False):
@@ -38,6 +38,11 @@ def stages(model: Model, inputs: Any) -> list[Selector]:
     >>> stages(tj.Model(apply, None, params, {}), jnp.ones((1, 2)))
     ['stem/*', 'head/*']
     """
+    if not isinstance(model, Model):
+        name = f"'{model}'" if isinstance(model, str) else "name"
+        raise SelectionError(
+            f"stages() expects a Model, got {describe(model)}. For a network by name use tj.models.stages({name})."
+        )
     if not jax.tree.leaves(inputs):
         raise SelectionError("stages() expects inputs with at least one array, as model.apply takes them; got none.")
     flat, _ = flatten(model.params)
