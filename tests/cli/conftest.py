@@ -33,6 +33,11 @@ def make(num_classes, class_names=(), image_size=None):
 def without_preprocess(num_classes):
     return make(num_classes)._replace(preprocess=None)
 
+def other_names(num_classes, class_names=(), image_size=None):
+    params = make(num_classes, class_names, image_size).params
+    forward = lambda params, inputs: apply({"stem": params["z_first"], "head": {"fc": params["a_last"]}}, inputs)
+    return tj.interop.pure(forward, {"z_first": params["stem"], "a_last": params["head"]["fc"]})
+
 def broken():
     return {"no": "model"}
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -71,9 +72,14 @@ def test_resuming_ends_with_the_same_weights_and_log(finetune, monkeypatch):
 def test_resuming_a_finished_run_reports_again(finetune, capsys):
     assert finetune() == 0
     before = last_weights()
+    report = pathlib.Path("run/report.md").read_text()
     assert main(["finetune", "--resume", "--output", "run", "--json"]) == 0
     assert dict(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"])["steps"] == 6
     assert last_weights() == before
+    assert pathlib.Path("run/report.md").read_text() == report
+    os.remove("run/report.md")
+    assert main(["finetune", "--resume", "--output", "run"]) == 0
+    assert os.path.exists("run/report.md")
 
 
 @pytest.mark.parametrize(
@@ -104,10 +110,13 @@ def test_other_images_under_the_same_name_raise(finetune, photos, capsys):
     [
         (("--tuning", "train:heda/**"), "selector 'heda/**' matched none"),
         (("--tuning", "head+train:head/**"), "is claimed by the groups"),
+        (("--tuning", "head+lora:2", "--learning-rate", "head=1e-3"), "gives none for the group 'lora'"),
         (("--learning-rate", "lora=1e-3"), "--learning-rate names the group 'lora'"),
         (("--data", "folder:nowhere"), "nowhere"),
         (("--split", "trian"), "trian"),
         (("--batch-size", "100"), "a batch of 100 is larger than the data"),
+        (("--batch-size", "100"), "Use a smaller --batch-size."),
+        (("--validation", "tset"), "tset"),
         (("--model", "efficientnet_lite9"), "no model is called 'efficientnet_lite9'"),
         (("--model", "nothing:here"), "'nothing:here' cannot be imported"),
         (("--model", "tiny:nothing"), "'tiny:nothing' cannot be imported"),
@@ -130,7 +139,7 @@ def test_data_must_be_named(workplace, capsys):
 def test_a_directory_in_use_is_left_alone(finetune, capsys):
     assert finetune() == 0
     assert finetune() == 1
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already holds a run. Go on with --resume, or choose another --output" in capsys.readouterr().err
 
 
 def test_a_foreign_run_cannot_be_resumed(workplace, capsys):
@@ -147,10 +156,29 @@ def test_a_place_that_cannot_be_written_raises(finetune, workplace, capsys):
 
 def test_a_damaged_image_is_named_and_left_out_when_asked(finetune, photos, capsys):
     (photos / "dark/0.png").write_bytes(b"no image")
-    assert finetune("--size", "8") == 1
-    assert "0.png" in capsys.readouterr().err
+    assert finetune("--size", "8", "--batch-size", "12") == 1
+    error = capsys.readouterr().err
+    assert "0.png" in error and "write --on-error skip to go on without them" in error
+    assert not os.path.exists("run")
     assert finetune("--size", "8", "--on-error", "skip", output="skipping") == 0
     assert "left out 1 damaged images" in capsys.readouterr().err
+
+
+def test_what_happens_with_damaged_images_may_change_on_resuming(finetune, photos, capsys):
+    (photos / "dark/0.png").write_bytes(b"no image")
+    assert finetune("--on-error", "skip") == 0
+    assert main(["finetune", "--resume", "--output", "run", "--on-error", "skip"]) == 0
+    assert main(["finetune", "--resume", "--output", "run", "--on-error", "raise"]) == 1
+    assert "damaged ones among them are left out now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tuning", ["head", "lora:2", "head+lora:2"])
+def test_the_head_of_another_model_is_the_layer_it_uses_last(finetune, tuning):
+    assert finetune("--model", "tiny:other_names", tuning=tuning) == 0
+    learnt = set(last_weights())
+    head = {"trainable/head/a_last/bias", "trainable/head/a_last/kernel"}
+    assert head <= learnt if "head" in tuning else not any("a_last" in name for name in learnt)
+    assert any(name.startswith("trainable/lora/z_first/kernel") for name in learnt) == ("lora" in tuning)
 
 
 def test_without_matplotlib_there_is_no_picture_but_a_note(finetune, monkeypatch, capsys):

@@ -44,3 +44,25 @@ def test_a_damaged_file_raises(tmp_path, content, capsys):
     assert main(["inspect", str(tmp_path / "weights.npz")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("transferjax inspect: ") and "weights.npz" in error and error.count("\n") == 1
+
+
+def test_a_run_shows_its_newest_checkpoint(finetune, capsys):
+    assert finetune() == 0
+    capsys.readouterr()
+    shown = []
+    for path in ("run", "run/checkpoints", "run/checkpoints/6"):
+        assert main(["inspect", path, "--json"]) == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    assert [report["metadata"]["checkpoint"] for report in shown] == ["run/checkpoints/6"] * 3
+    names = [row[0] for row in shown[0]["rows"]]
+    assert names == [row[0] for row in shown[1]["rows"]] and "trainable/head/head/fc/kernel" in names
+    assert main(["inspect", "run/checkpoints/3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"]["checkpoint"] == "run/checkpoints/3"
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path, capsys):
+    import transferjax as tj
+
+    tj.io.Run.create(tmp_path / "run", {"seed": 0})
+    assert main(["inspect", str(tmp_path / "run")]) == 1
+    assert "run' has no checkpoint yet. Go on with it by `finetune --resume` first." in capsys.readouterr().err

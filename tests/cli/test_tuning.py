@@ -46,6 +46,9 @@ def test_each_text_trains_exactly_what_it_names(text):
         ("last", "'last' in 'last' is no tuning"),
         ("last:0", "'last:0' in 'last:0' is no tuning"),
         ("head+lora:x", "'lora:x' in 'head\\+lora:x' is no tuning"),
+        ("lora:0", "'lora:0' in 'lora:0': lora needs a rank of at least 1, for example lora:8"),
+        ("head+lora:0:stem/kernel", "lora needs a rank of at least 1"),
+        ("lora", "lora needs a rank of at least 1"),
         ("head:1", "'head:1' in 'head:1' is no tuning"),
         ("head+head", "names a part twice"),
         ("full+head", "full is everything already"),
@@ -62,7 +65,7 @@ def test_a_text_that_is_no_tuning_says_what_is_allowed(text, message):
     [
         (None, {"head": 1e-3, "lora": 1e-3}),
         ("1e-2", {"head": 1e-2, "lora": 1e-2}),
-        ("head=1e-2", {"head": 1e-2, "lora": 1e-3}),
+        ("head=1e-2,lora=1e-3", {"head": 1e-2, "lora": 1e-3}),
         ("3e-4,head=1e-2", {"head": 1e-2, "lora": 3e-4}),
     ],
 )
@@ -73,6 +76,12 @@ def test_learning_rates_are_overall_or_by_group(text, expected):
 def test_a_rate_for_a_group_that_is_not_there_raises():
     with pytest.raises(tj.SelectionError, match=r"names the group 'lora', but the tuning has: head"):
         learning_rates("lora=1e-3", ["head"])
+
+
+def test_a_group_without_a_rate_raises():
+    message = r"gives none for the group 'lora'. Write one for every group of --tuning \(head=1e-3,lora=1e-3\), or a"
+    with pytest.raises(tj.SelectionError, match=message):
+        learning_rates("head=1e-2", ["head", "lora"])
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "head=", "=1", "inf", "nan", "head=1e-3,,"])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
-from transferjax._errors import TransferError
+from transferjax._errors import TransferError, nearest_hint
+from transferjax.cli._wording import told
 
 VERBS = ("demo", "inspect", "plan", "finetune", "evaluate", "predict")
 EPILOG = """examples:
@@ -28,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 when it worked, 1 with one clear line on stderr when it could not, 2 when the arguments make no
-      sense, 130 when interrupted.
+      sense, 130 when interrupted, 141 when nobody reads the output any more.
 
     >>> main(["inspect", "/nowhere/weights.pth"])
     1
@@ -38,17 +42,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 2
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
     except TransferError as error:
-        print(f"transferjax {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"transferjax {arguments.verb}: {told(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"transferjax {arguments.verb}: interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # The reader has left, as `| head` does; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest verb when one is not known."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument VERB: invalid choice: '([^']*)'", message)
+        super().error(message + (f".{nearest_hint(found[1], VERBS, 1)}" if found else ""))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="transferjax",
         description="Transfer learning in JAX: take a network that was trained on a lot, and teach it your task.",
         epilog=EPILOG,

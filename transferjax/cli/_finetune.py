@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import time
 from typing import Any
 
@@ -32,8 +33,9 @@ DEFAULTS: dict[str, Any] = {
     "on_error": "raise",
 }
 AUGMENTATIONS = ("flip", "crop", "resized-crop", "mixup", "cutmix")
-MOVABLE = ("weights", "data", "data_dir")
-"""Places of files: they may move between a run and its resumption, since their contents are compared."""
+MOVABLE = ("weights", "data", "data_dir", "on_error")
+"""Places of files may move between a run and its resumption, since their contents are compared; what to do with a
+damaged image may change, since the images that remain are compared too."""
 
 
 def add(verbs: Any) -> None:
@@ -73,7 +75,7 @@ def _add_inputs(group: Any) -> None:
 
 def _add_training(group: Any) -> None:
     group.add_argument("--tuning", type=tuning_text, metavar="PARTS", help=f"what learns: {ALLOWED} (head)")
-    rates = "one number, or one per group: head=1e-3,lora=3e-4 (1e-3)"
+    rates = "one number, or one per group: head=1e-3,lora=3e-4; a number alone is for the other groups (1e-3)"
     group.add_argument("--learning-rate", type=rates_text, metavar="RATES", help=rates)
     group.add_argument("--optimizer", choices=OPTIMIZERS, help="(adam)")
     group.add_argument("--warmup", type=fraction, metavar="SHARE", help="share of the steps in which rates rise (0.1)")
@@ -106,14 +108,29 @@ def run(arguments: argparse.Namespace) -> int:
     directory = resumed or tj.io.Run.create(arguments.output, config, recipe.plan)
     if batches.skipped:
         note(f"left out {len(batches.skipped)} damaged images, with the ids {', '.join(map(str, batches.skipped[:8]))}")
-    report = _train(recipe, directory, batches, tx, *started, bool(resumed))
-    directory.write_report(report)
-    _write_curves(directory)
+    try:
+        report, trained = _train(recipe, directory, batches, tx, *started, bool(resumed))
+    except BaseException:
+        if not resumed:
+            _remove_unstarted(directory)
+        raise
+    if trained or not (directory.path / "report.md").exists():
+        directory.write_report(report)
+        _write_curves(directory)
     show(report, arguments.json)
     return 0
 
 
-def _train(recipe: Any, directory: Any, batches: Any, tx: Any, state: Any, frozen: Any, resume: bool) -> Any:
+def _remove_unstarted(directory: Any) -> None:
+    """Removes a directory in which not one step was taken, so that the corrected command finds its place free."""
+    if directory.latest is None and not directory.metrics():
+        shutil.rmtree(directory.path, ignore_errors=True)
+
+
+def _train(
+    recipe: Any, directory: Any, batches: Any, tx: Any, state: Any, frozen: Any, resume: bool
+) -> tuple[Any, bool]:
+    """The report, and whether a step was taken: none is when a finished run is resumed."""
     import transferjax as tj
     from transferjax.cli._loop import train
     from transferjax.cli._recipe import open_split
@@ -136,9 +153,10 @@ def _train(recipe: Any, directory: Any, batches: Any, tx: Any, state: Any, froze
         if end:  # After the line is logged, so that a checkpoint never lacks its lines.
             directory.save(state, recipe.base, ahead.get_state())
 
-    if int(state.step) < len(batches):
+    to_do = int(state.step) < len(batches)
+    if to_do:
         state = train(step, state, frozen, batches, progress("finetune"), after)
-    return _report(recipe, directory, state, frozen, time.perf_counter() - begin)
+    return _report(recipe, directory, state, frozen, time.perf_counter() - begin), to_do
 
 
 def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import transferjax as tj
+from transferjax.tree import as_selector
 
 
 def load_model(
@@ -82,13 +83,21 @@ def stage_order(name: str, model: tj.Model, example: Callable[[], Any]) -> Seque
     return tj.stages(model, example()) if ":" in name else tj.models.stages(name)
 
 
-def adapted(name: str) -> Any:
+def last_layer(model: tj.Model, order: Callable[[], Sequence[Any]]) -> Any:
+    """The last layer: ``head/fc`` where there is one, else the module with parameters that the model uses last."""
+    from transferjax.cli._tuning import HEAD
+
+    named = any(path.startswith(HEAD.removesuffix("**")) for path in tj.paths(model.params))
+    return HEAD if named else order()[-1]
+
+
+def adapted(name: str, head: Callable[[], Any]) -> Any:
     """Which kernels are adapted when a tuning does not say: the expanding convolutions, or all but the head's."""
-    from transferjax.cli._tuning import ADAPTED, HEAD
+    from transferjax.cli._tuning import ADAPTED
 
     if ":" not in name:
         return ADAPTED
-    return tj.where(lambda path, leaf: leaf.ndim in (2, 4), "kernels") & tj.glob("**/kernel") & ~tj.glob(HEAD)
+    return tj.where(lambda path, leaf: leaf.ndim in (2, 4), "kernels") & tj.glob("**/kernel") & ~as_selector(head())
 
 
 def _call(name: str, options: dict[str, Any]) -> tj.Model:

@@ -17,9 +17,13 @@ def add(verbs: Any) -> None:
         "where every weight of a model would come from",
         "Matches a weight file with a model and prints one line per weight: copied, transposed, fresh, or left out.\n"
         "Only names and shapes are read. If anything is unaccounted for, it says so and fails.",
-        "  transferjax plan --model efficientnet_lite0 --weights efficientnet-lite0.pth --num-classes 10",
+        "  transferjax plan --weights efficientnet-lite0.pth --num-classes 10",
     )
-    parser.add_argument("--model", required=True, help="a model of the zoo, or module:function that returns a Model")
+    parser.add_argument(
+        "--model",
+        default="efficientnet_lite0",
+        help="a model of the zoo, or module:function that returns a Model (efficientnet_lite0)",
+    )
     parser.add_argument("--weights", default="auto", metavar="PATH", help="weight file; default: the installed package")
     parser.add_argument("--num-classes", type=count, metavar="N", help="outputs of the new model; default: the file's")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transferjax as tj
-from transferjax.cli._model import adapted, load_model, stage_order
+from transferjax.cli._model import adapted, last_layer, load_model, stage_order
 from transferjax.cli._tuning import learning_rates, make_optimizer, make_tuning
 
 CROP_PADDING = 4
@@ -104,7 +104,8 @@ def make_recipe(config: Mapping[str, Any], example: Any = None) -> Recipe:
     base = tj.io.fingerprint({"params": model.params, "extra": model.extra})
     model = model if model.preprocess is None else tj.data.on_images(model, config["size"])
     order = lambda: stage_order(config["model"], model, lambda: _example(model, example))
-    tuning = make_tuning(config["tuning"], order, adapted(config["model"]))
+    head = lambda: last_layer(model, order)
+    tuning = make_tuning(config["tuning"], order, lambda: adapted(config["model"], head), head)
     return Recipe(config, model, plan, base, tuning, tuple(config["class_names"]))
 
 

@@ -58,27 +58,35 @@ def _part(part: str, text: str) -> Part:
         return Part(kind, int(rest))
     if kind == "lora" and (found := re.fullmatch(r"([1-9]\d*)(?::(.+))?", rest)):
         return Part(kind, int(found[1]), found[2])
+    if kind == "lora" and re.match(r"0*(:|$)|-", rest):
+        raise argparse.ArgumentTypeError(f"'{part}' in '{text}': lora needs a rank of at least 1, for example lora:8")
     raise argparse.ArgumentTypeError(f"'{part}' in '{text}' is no tuning; expected {ALLOWED}")
 
 
-def make_tuning(text: str, order: Callable[[], Sequence[Any]], adapted: Any = ADAPTED) -> Any:
+def make_tuning(
+    text: str,
+    order: Callable[[], Sequence[Any]],
+    adapted: Callable[[], Any] = lambda: ADAPTED,
+    head: Callable[[], Any] = lambda: HEAD,
+) -> Any:
     """The ``Tuning`` with one group per part.
 
     Args:
       text: for :func:`parse_tuning`.
       order: gives the model's stages from input to output; called for ``last`` only.
-      adapted: which kernels ``lora`` without a glob adapts.
+      adapted: gives the kernels that ``lora`` without a glob adapts; called for it only.
+      head: gives the last layer; called for ``head`` only.
     """
     import transferjax as tj
 
     make = {
-        "head": lambda part: tj.train(HEAD),
+        "head": lambda part: tj.train(head()),
         "full": lambda part: tj.full(),
         "bias": lambda part: tj.bias_only(),
         "norm": lambda part: tj.norm_only(),
         "train": lambda part: tj.train(part.glob),
         "last": lambda part: tj.last(part.number, order()),
-        "lora": lambda part: tj.lora(part.glob or adapted, part.number),
+        "lora": lambda part: tj.lora(part.glob or adapted(), part.number),
     }
     return tj.chain(**{part.kind: make[part.kind](part) for part in parse_tuning(text)})
 
@@ -96,22 +104,29 @@ def learning_rates(text: str | None, groups: Sequence[str]) -> dict[str, float]:
     {'head': 0.01, 'lora': 0.001}
 
     Raises:
-      TransferError: a group that the tuning does not have.
+      TransferError: a group that the tuning does not have, or one without a rate.
     """
     from transferjax import SelectionError
 
     overall, named = _parse_rates(text) if text else (DEFAULT_RATE, {})
+    without = [name for name in groups if name not in named]
+    if overall is None and without and set(named) <= set(groups):
+        raise SelectionError(
+            f"--learning-rate gives none for the group '{without[0]}'. Write one for every group of --tuning "
+            f"({','.join(f'{name}=1e-3' for name in groups)}), or a number for the others: {text},1e-3."
+        )
     for name in named:
         if name not in groups:
             raise SelectionError(
                 f"--learning-rate names the group '{name}', but the tuning has: {', '.join(groups)}. "
                 "Groups are called like the parts of --tuning."
             )
-    return {name: named.get(name, overall) for name in groups}
+    return {name: named.get(name, overall or DEFAULT_RATE) for name in groups}
 
 
-def _parse_rates(text: str) -> tuple[float, dict[str, float]]:
-    overall, named = DEFAULT_RATE, {}
+def _parse_rates(text: str) -> tuple[float | None, dict[str, float]]:
+    """The rate for groups that are not named (``None``: not given), and those by name."""
+    overall, named = None, {}
     for part in text.split(","):
         name, equals, number = part.rpartition("=")
         try:
