@@ -88,6 +88,30 @@ class Model(NamedTuple):
     extra: Extra
     preprocess: Preprocess | None = None
 
+    def __repr__(self) -> str:
+        parts = [counted(self.params), f"extra {counted(self.extra, sizes=False)}"]
+        if self.preprocess is not None:
+            parts.append(f"size {tuple(self.preprocess.size)}")
+        return f"Model({', '.join(parts)})"
+
+
+def counted(tree: PyTree, *, sizes: bool = True) -> str:
+    """How many leaves and parameters a tree has, in words; arrays, shapes and anything else will do.
+
+    >>> import numpy as np
+    >>> counted({"kernel": np.ones((20, 100)), "bias": np.ones(5)})
+    '2 leaves, 2.0 K parameters'
+    """
+    leaves = jax.tree.leaves(tree)
+    text = f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'}"
+    if not sizes:
+        return text
+    size = sum(int(getattr(leaf, "size", 1)) for leaf in leaves)
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " K")):
+        if size >= unit:
+            return f"{text}, {size / unit:.1f}{name} parameters"
+    return f"{text}, {size} {'parameter' if size == 1 else 'parameters'}"
+
 
 class Loss(NamedTuple):
     """What an :class:`Objective` returns.
@@ -109,7 +133,34 @@ class Loss(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A callable pytree (``jax.tree_util.Partial``): its arrays are leaves and enter jit as arguments."""
+    """A callable pytree (``jax.tree_util.Partial``): its arrays are leaves and enter jit as arguments.
+
+    It is called as ``objective(params, extra, batch, key, train)``, all five by position:
+
+    Args:
+      params: the merged parameters, nested dicts as in ``Model.params``; trainable leaves carry gradients.
+      extra: as in ``Model.extra`` (BatchNorm statistics); its new value goes into the ``Loss``.
+      batch: a dict with ``inputs`` (``[B, H, W, C]`` for images, or a dict of arrays), mostly ``labels`` (``[B]``
+        integers, or ``[B, ...]``), ``id`` (``[B]``) and optionally ``weight`` (``[B]``): means are weighted by it.
+      key: typed PRNG key of this step, or ``None``.
+      train: ``False``, ``True``, or a ``Selector`` over module paths; pass it on to ``apply``.
+
+    Returns:
+      ``Loss(value, metrics, extra)``: a scalar mean over the batch, a dict of scalars, and the new ``extra``.
+
+    >>> import jax, jax.numpy as jnp, transferjax as tj
+    >>> def absolute_error(apply, params, extra, batch, key, train):
+    ...     outputs, extra = apply(params, extra, batch["inputs"], key=key, train=train)
+    ...     errors = jnp.abs(outputs - batch["labels"])  # [B]
+    ...     weight = batch.get("weight", jnp.ones(errors.shape))
+    ...     value = jnp.sum(weight * errors) / jnp.sum(weight)
+    ...     return tj.Loss(value, {"largest_error": jnp.max(errors)}, extra)
+    >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
+    >>> objective = jax.tree_util.Partial(absolute_error, jax.tree_util.Partial(apply))
+    >>> batch = {"inputs": jnp.ones(2), "labels": jnp.array([1.0, 3.0])}
+    >>> float(objective({"head": jnp.ones(())}, {}, batch, None, True).value)
+    1.0
+    """
 
     def __call__(self, params: Params, extra: Extra, batch: Batch, key: Array | None, train: Any) -> Loss: ...
 

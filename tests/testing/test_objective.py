@@ -90,3 +90,9 @@ def test_a_broken_objective_is_caught(name):
 def test_good_objectives_pass():
     check_objective(GOOD, MODEL, BATCH)
     check_objective(Partial(_unweighted), MODEL, BATCH, weights=False)
+
+
+def test_a_loss_without_weights_is_told_what_to_write():
+    message = r"Weight the mean, .*batch\['weight'\].* objectives\.supervised, which does; pass weights=False where"
+    with pytest.raises(tj.LawError, match=message):
+        check_objective(Partial(_unweighted), MODEL, BATCH)

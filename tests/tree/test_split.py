@@ -79,3 +79,21 @@ def test_summary_counts_leaves_parameters_and_bytes():
     assert tj.summary(tree, tj.mask(tree, "head")).column("label") == [True, False, False]
     with pytest.raises(tj.SelectionError, match="expects labels of the tree's outline: make them with label"):
         tj.summary(tree, {"head": "new"})
+
+
+def test_summary_of_a_model_has_its_params_and_then_its_extra():
+    params, extra = (
+        {"fc": np.zeros((2, 3), np.float32), "stem": np.zeros(4, np.float32)},
+        {"mean": np.zeros(5, np.int8)},
+    )
+    report = tj.summary(tj.Model(abs, None, params, extra), tj.mask(params, "fc"))
+    assert report.rows == (
+        ("fc", "(2, 3)", "float32", 6, 24, True),
+        ("stem", "(4,)", "float32", 4, 16, False),
+        ("extra/mean", "(5,)", "int8", 5, 5, None),
+    )
+    assert report.metadata == {
+        "leaves": 2, "parameters": 10, "bytes": 40, "label True": 6, "label False": 4,
+        "extra leaves": 1, "extra bytes": 5, "extra values": 5,
+    }  # fmt: skip
+    assert tj.summary(tj.Model(abs, None, params, extra)).column("path") == ["fc", "stem", "extra/mean"]

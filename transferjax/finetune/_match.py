@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from transferjax._errors import DataError, SelectionError, TransferError, describe, listing
 from transferjax._types import Loss, Tuning, is_hole
@@ -31,7 +32,7 @@ def check_call(state: Any, frozen: Any, batch: Any) -> None:
             "{'inputs': images, 'labels': labels}."
         )
     for leaf in jax.tree.leaves(state):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
             raise TransferError(
                 "this state was donated to an earlier step: use the state that the step returned, call tj.init again, "
                 "or keep one with tj.copy(state)."

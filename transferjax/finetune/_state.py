@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from transferjax._errors import SelectionError, TransferError, describe
-from transferjax._types import Model, Params, Tuning
+from transferjax._types import Model, Params, Tuning, counted
 from transferjax.tree import copy, paths
 
 
@@ -33,6 +34,15 @@ class FinetuneState:
     trainable: Any
     extra: Any
     opt_state: Any
+
+    def __repr__(self) -> str:
+        known = isinstance(self.step, jax.Array) and not isinstance(self.step, Tracer)
+        step = f"step {int(self.step)}, " if known and not self.step.is_deleted() else ""
+        others = "".join(
+            f", {name} {counted(tree, sizes=False)}"
+            for name, tree in (("extra", self.extra), ("optimizer", self.opt_state))
+        )
+        return f"FinetuneState({step}trainable {counted(self.trainable)}{others})"
 
 
 def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[FinetuneState, Params]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transferjax._errors import describe
+from transferjax._errors import LawError, describe
 from transferjax._types import Batch, Loss, Model, Objective
 from transferjax.testing._compare import broken, require_same
 from transferjax.tree import flatten
@@ -121,7 +121,13 @@ def _check_weights(evaluate: Any, batch: Batch, close: Callable[..., None]) -> N
         ),
     }
     for law, (first, second) in cases.items():
-        close(law, _numbers(evaluate(second)), _numbers(evaluate(first)))
+        try:
+            close(law, _numbers(evaluate(second)), _numbers(evaluate(first)))
+        except LawError as error:
+            raise LawError(
+                f"{error} Weight the mean, jnp.sum(batch['weight'] * values) / jnp.sum(batch['weight']), or use "
+                "objectives.supervised, which does; pass weights=False where examples are compared with each other."
+            ) from None
 
 
 def _numbers(loss: Loss) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from transferjax._errors import SelectionError, describe
 from transferjax._report import Report
-from transferjax._types import Hole, is_hole
+from transferjax._types import Hole, Model, is_hole
 from transferjax.tree._paths import flatten, natural
 from transferjax.tree._select import Selector, matches
 
@@ -98,8 +98,9 @@ def summary(tree: Any, labels: Any = None) -> Report:
     """Shapes, dtypes, sizes and labels of every leaf.
 
     Args:
-      tree: any pytree of arrays or ``jax.ShapeDtypeStruct``.
-      labels: a pytree of ``str`` from ``label``, or of ``bool`` from ``mask``.
+      tree: any pytree of arrays or ``jax.ShapeDtypeStruct``; of a ``Model`` the params, and the extra below them.
+      labels: of the tree, or of a Model's params: a pytree of ``str`` from ``label``, or of ``bool`` from
+        ``mask``.
 
     Returns:
       A ``Report``: one row per leaf in natural order; totals (parameters, bytes, and parameters per label).
@@ -111,6 +112,8 @@ def summary(tree: Any, labels: Any = None) -> Report:
     >>> summary({"head": np.zeros((2, 3), np.float32)}).metadata["parameters"]
     6
     """
+    if isinstance(tree, Model):
+        return _with_extra(summary(tree.params, labels), summary(tree.extra))
     flat, treedef = flatten(tree)
     names: list[Any] = [None] * len(flat)
     if labels is not None:
@@ -129,3 +132,12 @@ def summary(tree: Any, labels: Any = None) -> Report:
     if labels is None:
         return Report("Parameters", columns[:5], tuple(r[:5] for r in rows), facts)
     return Report("Parameters", columns, tuple(rows), {**facts, **{f"label {k}": v for k, v in per_label.items()}})
+
+
+def _with_extra(params: Report, extra: Report) -> Report:
+    """The summary of a model: its params, then its extra as ``extra/<path>``; parameters are those of params only."""
+    blank = (None,) * (len(params.columns) - len(extra.columns))
+    rows = (*params.rows, *((f"extra/{row[0]}", *row[1:], *blank) for row in extra.rows))
+    facts = {f"extra {name}": extra.metadata[name] for name in ("leaves", "bytes")}
+    facts = {**params.metadata, **facts, "extra values": extra.metadata["parameters"]}
+    return Report("Parameters and extra", params.columns, rows, facts)
