@@ -24,4 +24,4 @@ def test_the_main_job_runs_as_printed(capsys):
 def test_the_two_commands_are_there():
     commands = re.findall(r"^pip install .*&& .*$", README, re.MULTILINE)
     assert len(commands) == 2
-    assert commands[0].endswith("&& transferjax demo") and commands[1].endswith("&& pytest")
+    assert commands[0].endswith("&& transferjax demo") and commands[1].endswith("&& pytest -n auto")

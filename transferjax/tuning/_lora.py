@@ -115,7 +115,8 @@ def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, ran
                 f"lora() expects kernels [in, out] or [h, w, in, out]; '{path}' is {describe(leaf)}. "
                 "Narrow the selector, for example to '**/kernel'."
             )
-        fan_in, out = math.prod(shape[:-1]), shape[-1]
+        *inputs, out = shape
+        fan_in = math.prod(inputs)
         if rank > min(fan_in, out):
             raise SelectionError(
                 f"lora() got rank {rank} for '{path}' {describe(leaf)}: expected at most {min(fan_in, out)}, "
