@@ -109,14 +109,13 @@ def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, ran
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilised else rank)
 
     def create(key, path, leaf):
-        shape: tuple[int, ...] = tuple(getattr(leaf, "shape", ()))
+        shape = [int(size) for size in getattr(leaf, "shape", ())]
         if len(shape) not in (2, 4) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise SelectionError(
                 f"lora() expects kernels [in, out] or [h, w, in, out]; '{path}' is {describe(leaf)}. "
                 "Narrow the selector, for example to '**/kernel'."
             )
-        *inputs, out = shape
-        fan_in = math.prod(inputs)
+        fan_in, out = math.prod(shape[:-1]), shape[-1]
         if rank > min(fan_in, out):
             raise SelectionError(
                 f"lora() got rank {rank} for '{path}' {describe(leaf)}: expected at most {min(fan_in, out)}, "
