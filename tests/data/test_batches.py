@@ -179,9 +179,9 @@ def test_no_data_raises(ten):
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_label_outside_the_classes_names_the_id(threads):
-    source = arrays(np.zeros((4, 2, 2), np.uint8), [0, 1, 7, 1], ids=[10, 11, 12, 13], class_names=("a", "b"))
+    source = arrays(np.zeros((4, 2, 2), np.uint8), [0, 1, 7, 1], ids=[10, 11, 12, 13])
     with pytest.raises(_errors.DataError, match=r"id 12 has label 7; expected 0 to 1"):
-        list(batches(source, 2, seed=0, threads=threads))
+        list(batches(source, 2, seed=0, threads=threads, num_classes=2))
     with pytest.raises(_errors.DataError, match=r"id 11 has label 1; expected 0 to 0"):
         list(batches(source.take(2), 2, shuffle=False, num_classes=1))
 
