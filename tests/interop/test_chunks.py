@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from transferjax import interop
 from transferjax._errors import TransferError
@@ -13,8 +14,6 @@ def model():
 
 
 def _network():
-    from flax import nnx
-
     return nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(1)))
 
 
@@ -47,7 +46,14 @@ def test_training_and_capturing_take_the_whole_batch(model):
 
 
 def test_inputs_of_several_arrays_and_gradients():
-    plain = interop.pure(lambda params, x: (x["a"] + x["b"]) @ params["w"], {"w": jnp.ones((3, 2))})
+    class Sum(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones((3, 2)))
+
+        def __call__(self, a, b):
+            return (a + b) @ self.w[...]
+
+    plain = interop.nnx(Sum())
     inputs = {"a": jax.random.normal(jax.random.key(0), (8, 3)), "b": jnp.ones((8, 3))}
     loss = lambda model: jax.jit(jax.grad(lambda p: (model.apply(p, {}, inputs)[0] ** 2).sum()))(plain.params)
     np.testing.assert_allclose(loss(interop.in_chunks(plain, 2))["w"], loss(plain)["w"], rtol=1e-5)
@@ -56,3 +62,71 @@ def test_inputs_of_several_arrays_and_gradients():
 def test_fewer_than_one_example_raises():
     with pytest.raises(TransferError, match=r"in_chunks\(\) expects at least 1 example in a chunk, got 0"):
         interop.in_chunks(interop.pure(lambda params, x: x, {}), 0)
+    with pytest.raises(TransferError, match=r"chunked\(\) expects at least 1 example in a chunk, got -1"):
+        interop.chunked(lambda x: x, jnp.ones(2), -1)
+
+
+class Halves(nnx.Module):
+    """An early half that takes two examples at a time, a late one that takes the batch."""
+
+    def __init__(self):
+        self.early, self.norm = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(1))
+        self.late = nnx.Linear(4, 2, rngs=nnx.Rngs(2))
+
+    def __call__(self, x):
+        return self.late(interop.chunked(lambda part: self.norm(self.early(part)), x, 2))
+
+
+X = jax.random.normal(jax.random.key(0), (8, 3))
+
+
+@pytest.fixture
+def halves():
+    return interop.nnx(Halves())
+
+
+def applied(model, **options):
+    return lambda params, extra, x: model.apply(params, extra, x, **options)
+
+
+def test_a_part_of_a_network_goes_through_in_chunks_with_the_same_outputs(halves):
+    module = Halves()
+    module.eval()
+    outputs, extra = jax.jit(halves.apply)(halves.params, halves.extra, X)
+    np.testing.assert_allclose(outputs, module(X), rtol=1e-6, atol=1e-6)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), extra, halves.extra))
+    assert loops(applied(halves), halves.params, halves.extra, X) == 1
+
+
+def test_a_part_is_taken_whole_by_whoever_needs_more_than_the_outputs(halves):
+    arguments = halves.params, halves.extra, X
+    capture = lambda params, extra, x: halves.capture(params, extra, x, "early")[2]
+    inserted = interop.insert(halves, "early", lambda aux, y: y + 1)
+    assert loops(applied(halves, train=True), *arguments) == 0
+    assert loops(applied(halves, train="norm"), *arguments) == 0
+    assert loops(capture, *arguments) == 0
+    assert loops(applied(inserted), *arguments) == 0
+    assert loops(applied(halves), *arguments, platform="cuda") == 0
+    alone = nnx.view(Halves(), use_running_average=True)
+    assert loops(lambda x: alone(x), X) == 0
+
+
+def test_a_pass_inside_another_has_its_own_mode(halves):
+    def outer(params, x):
+        return halves.apply(params, halves.extra, x, train=True)[0] + interop.chunked(lambda part: part[:, :2], x, 2)
+
+    model = interop.pure(outer, halves.params)
+    assert loops(applied(model), model.params, {}, X) == 1
+
+
+def test_a_function_that_was_traced_whole_is_traced_anew_for_chunks():
+    inner = jax.jit(lambda params, x: interop.chunked(lambda part: part * params, x, 2))
+    model = interop.pure(lambda params, x: inner(params, x), jnp.float32(2.0))
+    assert loops(applied(model, train=True), model.params, {}, X) == 0
+    assert loops(applied(model), model.params, {}, X) == 1
+
+
+def test_gradients_go_through_chunks(halves):
+    loss = lambda model: jax.jit(jax.grad(lambda p: (model.apply(p, model.extra, X)[0] ** 2).sum()))(model.params)
+    plain = interop.pure(lambda params, x: halves.capture(params, halves.extra, x, "early")[0], halves.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(halves), loss(plain))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.core import Tracer
-
+from transferjax._context import in_inference
 from transferjax._errors import TransferError
 from transferjax._types import Extra, Model, Params
 from transferjax.interop._extend import Layer
 from transferjax.interop._forward import Hooks, Pass, forward_of, rebuild
+from transferjax.numerics import map_chunks
 
 
 def in_chunks(model: Model, examples: int = 8) -> Model:
@@ -24,7 +23,7 @@ def in_chunks(model: Model, examples: int = 8) -> Model:
 
     Args:
       model: any Model whose outputs have the batch as their first axis, and whose ``extra`` inference leaves alone (no
-        decoding cache).
+        decoding cache). That of a plain function is taken whole; inside it, use :func:`chunked`.
       examples: the most in a chunk; a batch that no number from half of it up to it divides is taken whole.
 
     Returns:
@@ -34,14 +33,42 @@ def in_chunks(model: Model, examples: int = 8) -> Model:
       TransferError: ``examples`` is below 1.
 
     >>> import jax
-    >>> from transferjax.interop import pure
-    >>> model = in_chunks(pure(lambda params, x: x * params, 2.0), 2)
-    >>> jax.jit(model.apply)(model.params, model.extra, jax.numpy.arange(4.0))[0].tolist()
-    [0.0, 2.0, 4.0, 6.0]
+    >>> from flax import nnx
+    >>> from transferjax import interop
+    >>> model = in_chunks(interop.nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0))), 2)
+    >>> jax.jit(model.apply)(model.params, model.extra, jax.numpy.ones((4, 3)))[0].shape
+    (4, 2)
     """
-    if examples < 1:
-        raise TransferError(f"in_chunks() expects at least 1 example in a chunk, got {examples}.")
+    _check(examples, "in_chunks")
     return rebuild(model, _Chunked(forward_of(model, "in_chunks"), examples))
+
+
+def chunked(function: Callable[[Any], Any], inputs: Any, examples: int = 8) -> Any:
+    """A part of a network that, in inference mode and compiled for CPU, takes its batch a few examples at a time.
+
+    For use inside an NNX module or a plain function: the early layers of an image network compute much from little and
+    want small chunks, the late ones have many weights and want large ones. Outside of a Model's pass, on GPU and TPU,
+    in training mode and where outputs of modules are captured or changed it is ``function(inputs)``.
+
+    Args:
+      function: ``inputs -> outputs``, each example for itself; in inference mode it writes to no variable.
+      inputs: array ``[B, ...]`` or a pytree of them.
+      examples: the most in a chunk; a batch that no number from half of it up to it divides is taken whole.
+
+    Returns:
+      What ``function(inputs)`` returns: every leaf ``[B, ...]``.
+
+    Raises:
+      TransferError: ``examples`` is below 1.
+
+    >>> import jax
+    >>> from transferjax.interop import pure
+    >>> model = pure(lambda params, x: chunked(lambda part: part * params, x, 2) + 1, 2.0)
+    >>> jax.jit(model.apply)(model.params, model.extra, jax.numpy.arange(4.0))[0].tolist()
+    [1.0, 3.0, 5.0, 7.0]
+    """
+    _check(examples, "chunked")
+    return map_chunks(function, inputs, examples) if in_inference() else function(inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,31 +76,13 @@ class _Chunked(Layer):
     examples: int
 
     def __call__(self, params: Params, extra: Extra, inputs: Any, hooks: Hooks) -> Pass:
-        size = _chunk(inputs, self.examples)
         modules = self.inner.modules()
-        if size is None or modules is None or hooks.train is not False or hooks.at or hooks.inserts:
+        if modules is None or not hooks.only_infer:
             return self.inner(params, extra, inputs, hooks)
-
-        def whole(params, extra, inputs):
-            return self.inner(params, extra, inputs, hooks).outputs
-
-        def chunked(params, extra, inputs):
-            # Every n-th example, so that a batch that is sharded over devices stays where it is.
-            apart = lambda x: jnp.moveaxis(jnp.reshape(x, (size, -1, *x.shape[1:])), 1, 0)
-            outputs = jax.lax.map(lambda part: whole(params, extra, part), jax.tree.map(apart, inputs))
-            return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(-1, *y.shape[2:]), outputs)
-
-        outputs = jax.lax.platform_dependent(params, extra, inputs, cpu=chunked, default=whole)
-        return Pass(outputs, extra, {}, modules)
+        whole = lambda part: self.inner(params, extra, part, hooks).outputs
+        return Pass(map_chunks(whole, inputs, self.examples), extra, {}, modules)
 
 
-def _chunk(inputs: Any, most: int) -> int | None:
-    """How many examples a chunk has; ``None`` to take the batch whole, as outside of a compiled program."""
-    leaves = jax.tree.leaves(inputs)
-    if not leaves or not all(isinstance(leaf, Tracer) and leaf.ndim > 0 for leaf in leaves):
-        return None
-    counts = {leaf.shape[0] for leaf in leaves}
-    count = counts.pop()
-    if counts or count <= most:
-        return None
-    return next((size for size in range(most, (most - 1) // 2, -1) if size > 0 and count % size == 0), None)
+def _check(examples: int, verb: str) -> None:
+    if examples < 1:
+        raise TransferError(f"{verb}() expects at least 1 example in a chunk, got {examples}.")

@@ -81,6 +81,11 @@ class Hooks:
         kept = self.followed(momentum)
         return (kept * old + (1 - kept) * new).astype(new.dtype)
 
+    @property
+    def only_infer(self) -> bool:
+        """Whether nothing is in training mode, captured or changed, so that only the outputs matter."""
+        return self.train is False and not self.at and not self.inserts
+
     def capturing(self, path: str) -> bool:
         """Whether the outputs of the module at ``path`` are asked for; the root never is: it is the output."""
         return path != "" and chosen(self.at, path)

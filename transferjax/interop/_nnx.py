@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transferjax._context import tracing_inference
 from transferjax._errors import TransferError
 from transferjax._types import Extra, Model, Params, Preprocess, PyTree
 from transferjax.interop._forward import (
@@ -126,7 +127,8 @@ class _Network:
         momenta = {_join(keys): one.momentum for keys, one in _modules(module) if isinstance(one, nnx.BatchNorm)}
         taps = _instrument(module, self.flags, hooks)
         args, kwargs = arguments(inputs)
-        outputs = module(*args, **kwargs)
+        with tracing_inference(hooks.only_infer):
+            outputs = module(*args, **kwargs)
         captured = {
             path: list(getattr(one, OUTPUTS).get_value()) for path, one in taps.items() if hasattr(one, OUTPUTS)
         }

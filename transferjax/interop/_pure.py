@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transferjax._context import tracing_inference
 from transferjax._errors import TransferError
 from transferjax._types import Extra, Model, Params, Preprocess, PyTree
 from transferjax.interop._forward import Hooks, Pass, build, frozen_array, owner, unnest
@@ -163,7 +164,8 @@ def _recording(hooks: Hooks) -> Iterator[_Record]:
     record = _Record(hooks)
     _RUNNING.stack.append(record)
     try:
-        yield record
+        with tracing_inference(hooks.only_infer):
+            yield record
     finally:
         _RUNNING.stack.pop()
 

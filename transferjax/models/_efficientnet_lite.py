@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from transferjax.interop import chunked
 from transferjax.numerics import batch_norm, conv_general_dilated, relu6
 
 EPSILON = 1e-3
@@ -17,6 +18,10 @@ MOMENTUM = 0.99
 STEM_FEATURES = 32
 HEAD_FEATURES = 1280
 DROP_CONNECT = 0.2
+EARLY_BLOCKS = 3
+EARLY_PIXELS, PIXELS = 100_000, 400_000
+"""Pixels of the images that the early blocks, and the whole network, take at a time on CPU: the early ones fill
+memory, the late ones read many weights for few pixels. Measured from 64 to 224 pixels of a side."""
 
 # repeats, kernel, stride, expansion, features: one row per stage of Lite0.
 STAGES = (
@@ -202,7 +207,17 @@ class EfficientNetLite(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Logits ``[B, num_classes]`` (or pooled features ``[B, 1280]``) of normalised images ``[B, H, W, 3]``."""
+        _, height, width, _ = inputs.shape
+        early, whole = (max(1, pixels // (height * width)) for pixels in (EARLY_PIXELS, PIXELS))
+        return chunked(lambda images: self._late(chunked(self._early, images, early)), inputs, whole)
+
+    def _early(self, inputs: jax.Array) -> jax.Array:
         x = self.stem(inputs)
-        for block in self.blocks:
+        for block in self.blocks[:EARLY_BLOCKS]:
+            x = block(x)
+        return x
+
+    def _late(self, x: jax.Array) -> jax.Array:
+        for block in self.blocks[EARLY_BLOCKS:]:
             x = block(x)
         return self.head(x)

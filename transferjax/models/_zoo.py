@@ -65,7 +65,7 @@ def create(
     size = variant.size if image_size is None else image_size
     preprocess = Preprocess((size, size), IMAGENET_MEAN, IMAGENET_STD, "bicubic", tuple(class_names))
     module = materialise(lambda: EfficientNetLite(variant, outputs, rngs=nnx.Rngs(0)), key)
-    return interop.in_chunks(interop.nnx(module, preprocess))
+    return interop.nnx(module, preprocess)
 
 
 def load(

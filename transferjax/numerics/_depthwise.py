@@ -26,7 +26,7 @@ def output_size(window: Any) -> tuple[int, int]:
 def forward(window: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """``[B, H, W, C], [kh, kw, 1, C] -> [B, H', W', C]``."""
     (height, width), (sh, sw) = output_size(window), window.strides
-    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    padded = _padded(x, *((*pads, 0) for pads in window.padding))
     weights = kernel.astype(jnp.float32)
     total: Any = None
     for i in range(window.kernel[0]):
@@ -45,7 +45,7 @@ def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, height, width, channels = window.inputs
     (sh, sw), (kh, kw) = window.strides, window.kernel[:2]
     (y_first, rows, y_pad), (x_first, columns, x_pad) = (_transposed_axis(window, axis) for axis in (0, 1))
-    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), y_pad, x_pad, (0, 0, 0)))
+    padded = _padded(g, y_pad, x_pad)
     weights = kernel.astype(jnp.float32)
     deep, wide = (kh - 1) // sh, (kw - 1) // sw
 
@@ -62,6 +62,12 @@ def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
     phases = [jnp.stack([phase(a, b) for b in range(sw)], axis=3) for a in range(sh)]
     full = jnp.stack(phases, axis=2).reshape(batch, rows * sh, columns * sw, channels)
     return full[:, y_first : y_first + height, x_first : x_first + width]
+
+
+def _padded(x: jax.Array, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> jax.Array:
+    """``x`` with zeros around it, as an array of its own. Without the barrier XLA reads the taps in the middle from
+    ``x`` itself, and so fuses what computes ``x`` into every reader: a stem's convolution would run twice."""
+    return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), rows, columns, (0, 0, 0))))
 
 
 def _transposed_axis(window: Any, axis: int) -> tuple[int, int, tuple[int, int, int]]:
