@@ -29,6 +29,11 @@ def test_relative_paths_become_absolute(tmp_path, tree, monkeypatch):
     assert open("w.npz").path == os.path.join(tmp_path, "w.npz")
 
 
+def test_no_path():
+    with pytest.raises(CheckpointError, match=r"open\(\) expects the path of a file or directory, got NoneType"):
+        open(None)
+
+
 def test_nothing_there(tmp_path):
     (tmp_path / "weights.npz").touch()
     with pytest.raises(CheckpointError, match=r"there is nothing at '.*weihgts\.npz'. Nearest: weights\.npz"):

@@ -497,7 +497,7 @@ def child(path, kill_at, steps=6):
         if step == kill_at:
             with open(run.path / "metrics.jsonl", "ab") as file:
                 file.write(b'{"step": ')
-            _beside._sync_all = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+            _beside._take_place = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
         run.save(state, base, step)
         if step == steps:
             print(fingerprint(state))

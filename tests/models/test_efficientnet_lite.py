@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from transferjax import models, tree
+from transferjax._errors import TransferError
 from transferjax.models import _efficientnet_lite as lite
 
 PARAMETERS = {"efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680, "efficientnet_lite2": 6_092_072}
@@ -115,3 +116,12 @@ def test_gradients_of_every_parameter_are_finite_and_not_all_zero(small):
     for path, gradient in tree.paths(jax.jit(jax.grad(loss))(small.params)).items():
         assert np.isfinite(gradient).all(), path
         assert np.abs(gradient).max() > 0, path
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 1), (32, 32, 3)])
+def test_images_of_another_shape_are_refused_with_what_to_write(small, shape):
+    message = (
+        r"expects images \[B, H, W, 3\], got \(.*\) float32. Give a single image a batch axis, x\[None\]; .*on_images"
+    )
+    with pytest.raises(TransferError, match=message):
+        small.apply(small.params, small.extra, jnp.ones(shape))

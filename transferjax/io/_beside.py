@@ -1,4 +1,4 @@
-"""Files written beside their place and renamed into it, so that no reader ever meets a half-written one."""
+"""Written beside and renamed: a path holds the old state or the new one, never a half."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 
 from transferjax._errors import CheckpointError
@@ -22,16 +22,48 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"cannot write '{os.fspath(path)}': {error.strerror or error}. Nothing half-written was left behind. "
+            f"cannot write '{os.fspath(path)}': {error.strerror or error}. What was there before is unchanged. "
             "Expected a writable directory with enough free space."
         ) from error
+
+
+@contextlib.contextmanager
+def beside(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[str]:
+    """A place to write to; when the block ends without an error, what is there takes the place of ``path``.
+
+    Args:
+      path: of a file or directory; missing parent directories are made.
+      overwrite: whether ``path`` may exist.
+
+    Yields:
+      A path inside a new directory ``.partial-...`` of the same parent, which is removed in any case.
+
+    Raises:
+      CheckpointError: ``path`` exists, or the system refuses (read-only, disk full); the old state is untouched.
+    """
+    path = os.fspath(path)
+    if not overwrite and os.path.lexists(path):
+        raise CheckpointError(f"'{path}' exists. Choose another path, or pass overwrite=True to replace it.")
+    parent, name = os.path.split(path)
+    room = os.path.join(parent, f"{TEMPORARY}{name[:100]}-{uuid.uuid4().hex[:12]}")
+    with writing(path):
+        try:
+            os.makedirs(parent or ".", exist_ok=True)
+            os.mkdir(room)
+            new = os.path.join(room, "new")
+            yield new
+            _take_place(new, path, os.path.join(room, "old"))
+            with contextlib.suppress(OSError):  # some systems cannot sync a directory
+                sync(parent or ".")
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """A whole file at once: either all of ``data`` is at ``path`` afterwards, or what was there before.
 
     Raises:
-      CheckpointError: the directory is missing or read-only, or the disk is full.
+      CheckpointError: the directory is read-only, or the disk is full.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,21 +71,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     ...     [(found.name, found.read_text()) for found in pathlib.Path(folder).iterdir()]
     [('note.txt', 'done')]
     """
-    path = pathlib.Path(path)
-    with writing(path):
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-        sync(path.parent)
+    with beside(path) as new, open(new, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -62,25 +83,14 @@ def folder_beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     A directory that is at ``path`` already is replaced.
     """
-    with writing(path):
-        beside = pathlib.Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent))
-    try:
-        with writing(path):
-            beside.chmod(0o755)
-        yield beside
-        with writing(path):
-            _sync_all(beside)
-            if path.exists():
-                old = pathlib.Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
-                os.rename(path, old / "old")
-                os.rename(beside, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(beside, path)
-            sync(path.parent)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    with beside(path) as new:
+        os.mkdir(new)
+        yield pathlib.Path(new)
+        for root, _, files in os.walk(new):
+            for name in files:
+                sync(os.path.join(root, name))
+            with contextlib.suppress(OSError):
+                sync(root)
 
 
 def remove_leftovers(folder: pathlib.Path) -> None:
@@ -92,19 +102,25 @@ def remove_leftovers(folder: pathlib.Path) -> None:
             found.unlink(missing_ok=True)
 
 
-def sync(folder: pathlib.Path) -> None:
-    """Makes the names in a directory survive a power cut; a file system that cannot is left alone."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync(path: str | os.PathLike[str]) -> None:
+    """Forces a file, or the names in a directory, to the disk, so that a rename never outruns what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _sync_all(folder: pathlib.Path) -> None:
-    for root, _, files in os.walk(folder):
-        for name in files:
-            with open(os.path.join(root, name), "rb") as file:
-                os.fsync(file.fileno())
-        sync(pathlib.Path(root))
+def _take_place(new: str, path: str, old: str) -> None:
+    if not os.path.isdir(new) and not os.path.isdir(path):
+        os.replace(new, path)
+        return
+    there = os.path.lexists(path)
+    if there:
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if there:
+            os.rename(old, path)
+        raise

@@ -40,6 +40,8 @@ def open(path: str | os.PathLike[str], digest: str | None = None) -> Checkpoint:
     >>> open(file).shapes
     {'kernel': ShapeDtypeStruct(shape=(3, 4), dtype=float32)}
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"open() expects the path of a file or directory, got {type(path).__name__}.")
     where = os.path.abspath(os.fspath(path))
     if not os.path.exists(where):
         raise CheckpointError(f"there is nothing at '{where}'.{_neighbours(where)}")

@@ -15,7 +15,7 @@ from transferjax._errors import CheckpointError, SelectionError, describe
 from transferjax._report import Report
 from transferjax._types import Model
 from transferjax.io import _npz, _safetensors
-from transferjax.io._atomic import beside, sync_file
+from transferjax.io._beside import beside, sync
 from transferjax.io._host import kind_of, to_host
 from transferjax.io._manifest import Manifest, encode, leaf_facts
 from transferjax.surgery import leaves
@@ -110,7 +110,7 @@ def _write_file(new: str, format: str, arrays: Any, shapes: Any, manifest: str, 
         else:
             texts = {key: value for key, value in facts.items() if isinstance(value, str)}
             _safetensors.write_safetensors(file, arrays, shapes, {**texts, _safetensors.KEY: manifest})
-    sync_file(new)
+    sync(new)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from transferjax._errors import TransferError, describe
 from transferjax.interop import chunked
 from transferjax.numerics import batch_norm, conv_general_dilated, relu6
 
@@ -207,6 +208,12 @@ class EfficientNetLite(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Logits ``[B, num_classes]`` (or pooled features ``[B, 1280]``) of normalised images ``[B, H, W, 3]``."""
+        channels = self.stem.conv.kernel.shape[2]
+        if jnp.ndim(inputs) != 4 or inputs.shape[3] != channels:
+            raise TransferError(
+                f"EfficientNet-Lite expects images [B, H, W, {channels}], got {describe(inputs)}. Give a single image "
+                "a batch axis, x[None]; transferjax.data.on_images(model, size) resizes, normalises and makes grey RGB."
+            )
         _, height, width, _ = inputs.shape
         early, whole = (max(1, pixels // (height * width)) for pixels in (EARLY_PIXELS, PIXELS))
         return chunked(lambda images: self._late(chunked(self._early, images, early)), inputs, whole)
