@@ -31,6 +31,19 @@ def test_fit_yields_what_the_step_returns(parts, make_batches, bits):
     assert [int(tj.copy(state).step) for state, _ in tj.fit(step, *start(), iter(batches))] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_step_is_compiled_once_whether_the_weights_are_bound_to_a_device_or_not(model, make_batches, bound):
+    weights = jax.device_put(model.params, jax.devices()[0]) if bound else model.params
+    tuning, tx = tj.train("head/**"), optax.adam(0.1)
+    state, frozen = tj.init(jax.random.key(0), model._replace(params=weights), tuning, tx)
+    assert {leaf.committed for leaf in jax.tree.leaves((state, frozen))} == {bound}
+    looped, called = (tj.make_step(tj.objectives.cross_entropy(model.apply), tuning, tx) for _ in range(2))
+    assert len(list(tj.fit(looped, tj.copy(state), frozen, make_batches(3)))) == 3
+    for batch in make_batches(3):
+        state, _ = called(state, frozen, batch)
+    assert (looped.jitted._cache_size(), called.jitted._cache_size()) == (1, 1)
+
+
 def test_what_fit_yields_is_donated_at_the_next_turn(parts, make_batches):
     step, start = parts
     states = [(state, tj.copy(state)) for state, _ in tj.fit(step, *start(), make_batches(2))]

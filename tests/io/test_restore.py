@@ -38,6 +38,13 @@ def test_a_tree(source):
     assert found["head"]["bias"].tolist() == [1, 1] and isinstance(found["head"]["bias"], jax.Array)
 
 
+def test_a_leaf_that_was_bound_to_no_device_stays_free(source):
+    bound = jax.device_put(TARGET, jax.devices()[0])
+    for target, committed in ((TARGET, False), (bound, True)):
+        found = restore(source, _plan(source), target)
+        assert {leaf.committed for leaf in jax.tree.leaves(found)} == {committed}
+
+
 def test_a_model_with_a_fresh_leaf(source):
     model = Model(
         None, None, {**TARGET, "new": {"bias": jnp.full(4, 7.0)}}, {"bn": {"mean": np.full(2, 9, np.float32)}}

@@ -34,12 +34,11 @@ def run(accumulate, place, sharding):
     tx = optax.chain(optax.clip_by_global_norm(0.5), tj.per_group(head=optax.adamw(0.1), lora=optax.sgd(0.1)))
     model = tj.Model(apply, None, place(params), place({"mean": np.zeros(8, "f")}))
     state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
-    if sharding is not None:
-        state = jax.device_put(state, whole)
     step = tj.make_step(tj.objectives.cross_entropy(apply), tuning, tx, accumulate=accumulate)
     batches = [batch if sharding is None else jax.device_put(batch, sharding)] * 2
     for state, metrics in tj.fit(step, state, frozen, batches):
         pass
+    assert step.jitted._cache_size() == 1
     found = tj.make_eval(apply, {"loss": tj.objectives.negative_log_likelihood}, tuning)(state, frozen, batches)
     return tj.paths({"state": {"trainable": state.trainable, "extra": state.extra}, "loss": metrics["loss"], **found})
 

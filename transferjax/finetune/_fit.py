@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from transferjax._errors import DataError, NonFiniteError, TransferError, listing, nearest_hint
@@ -53,10 +54,12 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
     [1.0, 0.25]
     """
     check_batches(batches, "fit")
-    proceed: Any = True
-    previous = None
+    proceed, previous = None, None
     for batch in batches:
         check_call(state, frozen, batch)
+        if proceed is None:
+            # True, on the device that later flags come from: a plain True would have the second step compiled anew.
+            proceed = jnp.asarray(state.step) >= 0
         state, metrics = step.jitted(step.objective, state, frozen, batch, proceed)
         proceed = metrics["finite"]
         if previous is not None:

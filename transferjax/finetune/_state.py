@@ -94,7 +94,29 @@ def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[Finetun
         extra=copy(model.extra),
         opt_state=copy(tx.init(trainable)),
     )
-    return state, jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, frozen)
+    frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, frozen)
+    return _committed_alike(state, frozen), frozen
+
+
+def _committed_alike(state: FinetuneState, frozen: Params) -> FinetuneState:
+    """The state, bound to the weights' devices where the weights are.
+
+    What a program returns is bound to devices as soon as one of its inputs is. A state that is free at the first step
+    and bound at the second would have the step compiled twice.
+    """
+    bound = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.committed
+    shardings = {leaf.sharding for leaf in jax.tree.leaves((state, frozen)) if bound(leaf)}
+    everywhere = next((_everywhere(one) for one in shardings), None)
+    if everywhere is None:
+        return state
+    return jax.tree.map(lambda leaf: leaf if bound(leaf) else jax.device_put(leaf, everywhere), state)
+
+
+def _everywhere(sharding: Any) -> Any:
+    """The sharding that keeps a whole copy on each device of another one."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(), memory_kind=sharding.memory_kind)
+    return sharding
 
 
 def check_transform(tx: Any, name: str) -> None:

@@ -79,9 +79,14 @@ def _check(checkpoint: Checkpoint, plan: Plan, found: dict[str, Any]) -> None:
             )
 
 
+def _lies(leaf: Any) -> Any:
+    """Where a leaf is bound to lie; ``None`` for one that is free to be used with any other."""
+    return leaf.sharding if getattr(leaf, "committed", True) and hasattr(leaf, "sharding") else None
+
+
 def _placement(sharding: Any, found: dict[str, Any]) -> Callable[[str], Any]:
     if sharding is None:
-        return lambda path: getattr(found[path], "sharding", None)
+        return lambda path: _lies(found[path])
     if isinstance(sharding, jax.sharding.Sharding):
         return lambda path: sharding
     if callable(sharding):
