@@ -80,6 +80,20 @@ def describe(leaf: Any) -> str:
     return type(leaf).__name__
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least ``least``; ``True`` is none.
+
+    >>> is_whole(3), is_whole(0), is_whole("8"), is_whole(True)
+    (True, False, False, False)
+    """
+    return (
+        hasattr(value, "__index__")
+        and not isinstance(value, bool)
+        and getattr(value, "ndim", 0) == 0
+        and value >= least
+    )
+
+
 def listing(names: Sequence[str], limit: int = 5) -> str:
     """The first ``limit`` names, and how many more there are.
 

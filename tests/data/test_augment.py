@@ -183,7 +183,7 @@ def test_steps_compose_with_preprocessing_and_have_keys_of_their_own():
 def test_a_wrong_option_or_batch_says_what_is_expected():
     table = [
         (lambda: random_flip(1.5), "probability is 1.5; expected 0.0 to 1.0"),
-        (lambda: random_crop(-1), "padding is -1; expected 0 to inf"),
+        (lambda: random_crop(-1), "padding is -1; expected pixels as a whole number of at least 0"),
         (
             lambda: random_resized_crop(scale=(0.5, 0.2)),
             r"scale is \(0.5, 0.2\); expected 0 < least <= greatest",

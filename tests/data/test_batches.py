@@ -154,8 +154,8 @@ def test_processes_that_cannot_share_raise(ten):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0, "seed": 0}, "batch_size is 0; expected at least 1"),
-        ({"batch_size": 2, "seed": 0, "epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"batch_size": 0, "seed": 0}, "batch_size is 0; expected a whole number of at least 1"),
+        ({"batch_size": 2, "seed": 0, "epochs": 0}, "epochs is 0; expected a whole number of at least 1"),
         ({"batch_size": 2}, r"shuffling needs a seed: pass seed=0 \(any number\), or shuffle=False"),
         ({"batch_size": 2, "seed": -1}, "seed is -1; expected 0 to 4294967295"),
         ({"batch_size": 2, "seed": 0, "on_error": "ignore"}, "on_error is 'ignore'; expected 'raise' or 'skip'"),
@@ -267,3 +267,8 @@ def test_text_and_unknown_features_raise(ten):
 def test_a_slice_of_the_sample_goes_through_grain_threads():
     source = open("sample", "train[:64]")
     same(list(batches(source, 16, seed=0, threads=2)), list(batches(source, 16, seed=0)))
+
+
+def test_a_name_is_no_source():
+    with pytest.raises(_errors.DataError, match=r"batches\(\) expects a Source first, got str: write tj.data.open"):
+        batches("sample", 2, seed=0)

@@ -69,3 +69,12 @@ def test_sizes():
     assert as_size(None) is None
     assert as_size(3) == (3, 3)
     assert as_size((3, 4)) == (3, 4)
+    assert as_size((0, 4), 0) == (0, 4)
+
+
+@pytest.mark.parametrize("size", ["64", -3, 0, 2.5, (3,), (3, 4, 5), (3, "4"), True])
+def test_a_size_is_a_whole_number_of_pixels_or_two(size):
+    with pytest.raises(
+        _errors.DataError, match=r"padding is .*; expected pixels as a whole number of at least 1, or a p"
+    ):
+        as_size(size, 1, "padding")

@@ -87,3 +87,9 @@ def test_on_images_takes_stored_images_and_records_the_size():
 def test_on_images_needs_a_preprocess():
     with pytest.raises(_errors.DataError, match="expects a Model with a preprocess"):
         on_images(interop.pure(lambda params, x: x, {}))
+
+
+def test_on_images_twice_would_normalise_twice():
+    model = on_images(interop.pure(lambda params, x: x.mean(), {}, preprocess=Preprocess((8, 8))), 4)
+    with pytest.raises(_errors.DataError, match=r"takes images as they are stored already; .*on_images\(model, size\)"):
+        on_images(model)

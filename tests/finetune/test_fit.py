@@ -162,3 +162,11 @@ def test_the_wrappers_compose(parts, make_batches, model):
     steps = len(list(tj.early_stopping(best(pairs), "validation/accuracy", patience=1)))
     assert steps in (2, 4, 6) and int(best.state.step) in (2, 4, 6)
     assert evaluate(best.state, frozen, make_batches(2))["accuracy"] == best.value
+
+
+def test_nothing_is_no_batches(parts):
+    step, start = parts
+    with pytest.raises(
+        tj.DataError, match=r"fit\(\) expects an iterable of batches, got NoneType: write tj.data.batches"
+    ):
+        next(tj.fit(step, *start(), None))

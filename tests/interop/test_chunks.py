@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,9 +61,9 @@ def test_inputs_of_several_arrays_and_gradients():
 
 
 def test_fewer_than_one_example_raises():
-    with pytest.raises(TransferError, match=r"in_chunks\(\) expects at least 1 example in a chunk, got 0"):
+    with pytest.raises(TransferError, match=r"in_chunks\(\) expects a whole number of at least 1 example.*, got 0"):
         interop.in_chunks(interop.pure(lambda params, x: x, {}), 0)
-    with pytest.raises(TransferError, match=r"chunked\(\) expects at least 1 example in a chunk, got -1"):
+    with pytest.raises(TransferError, match=r"chunked\(\) expects a whole number of at least 1 example.*, got -1"):
         interop.chunked(lambda x: x, jnp.ones(2), -1)
 
 
@@ -117,6 +118,19 @@ def test_a_pass_inside_another_has_its_own_mode(halves):
 
     model = interop.pure(outer, halves.params)
     assert loops(applied(model), model.params, {}, X) == 1
+
+
+def test_linen_modules_are_never_chunked_not_even_inside_a_pass_that_is():
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.BatchNorm(use_running_average=False)
+            return interop.chunked(norm, x, 2)
+
+    model = interop.linen(Linen(), Linen().init(jax.random.key(0), X))
+    outer = interop.pure(lambda params, x: model.apply(params, model.extra, x, train=True)[0], model.params)
+    assert loops(applied(outer), outer.params, {}, X) == 0
+    np.testing.assert_allclose(jax.jit(applied(outer))(outer.params, {}, X)[0].mean(0), 0, atol=1e-5)
 
 
 def test_a_function_that_was_traced_whole_is_traced_anew_for_chunks():

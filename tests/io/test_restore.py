@@ -197,3 +197,8 @@ for format in ("npz", "orbax"):
 
 def test_eight_devices(tmp_path):
     subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path) + "/"], check=True)
+
+
+def test_something_else_as_a_plan(source):
+    with pytest.raises(PlanError, match=r"expects a Plan second, got NoneType: write transferjax.surgery.plan"):
+        restore(source, None, TARGET)

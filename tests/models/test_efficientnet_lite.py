@@ -125,3 +125,19 @@ def test_images_of_another_shape_are_refused_with_what_to_write(small, shape):
     )
     with pytest.raises(TransferError, match=message):
         small.apply(small.params, small.extra, jnp.ones(shape))
+
+
+def test_early_blocks_take_small_chunks_inside_larger_ones(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(lite, "STAGES", ((1, 3, 1, 1, 8), (4, 3, 2, 2, 8)))
+        model = models.create("efficientnet_lite0", num_classes=5, key=jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+    whole = jax.jit(lambda x: model.apply(model.params, model.extra, x)[0])
+    expected, early = whole(images), []
+    monkeypatch.setattr(lite, "EARLY_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(lite, "PIXELS", 4 * 16 * 16)
+    run = lite.EfficientNetLite._early
+    monkeypatch.setattr(lite.EfficientNetLite, "_early", lambda self, x: early.append(len(x)) or run(self, x))
+    chunked = jax.jit(lambda x: model.apply(model.params, model.extra, x)[0])
+    np.testing.assert_allclose(chunked(images), expected, rtol=1e-5, atol=1e-6)
+    assert {2, 4, 8} >= set(early) >= {2}

@@ -74,6 +74,11 @@ def test_size_and_class_names_travel(key):
             "1 class names for 3 outputs",
         ),
         (lambda: models.create("efficientnet_lite0", num_classes=-1, key=None), "num_classes is -1; expected"),
+        (lambda: models.create("efficientnet_lite0", num_classes="10", key=None), "num_classes is '10'; expected"),
+        (
+            lambda: models.create("efficientnet_lite0", key=0),
+            r"expects a PRNG key, got int: write key=jax.random.key\(0\)",
+        ),
     ],
 )
 def test_errors(call, message):

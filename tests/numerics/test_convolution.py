@@ -1,5 +1,7 @@
 """The fast forms equal the native convolution, in value and in derivatives of any order."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -154,3 +156,13 @@ def test_equal_windows_are_equal_so_that_traces_are_shared():
     window = lambda: _convolution._window((1, 4, 4, 2), (3, 3, 1, 2), [1, 1], "SAME", 2, None)
     assert window() == window()
     assert hash(window()) == hash(window())
+
+
+def test_what_feeds_a_depthwise_convolution_is_computed_once():
+    x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
+
+    def function(x, kernel):
+        return convolve(conv_general_dilated, (1, 1), "SAME", 16)(jnp.sin(x), kernel)
+
+    text = jax.jit(function).lower(x, kernel).compile().as_text()
+    assert len(re.findall(r"= f32\[[\d,]+\]\S* sine\(", text)) == 1

@@ -64,3 +64,9 @@ def test_the_mean_is_weighted_by_one_weight_per_example():
     for weight in (jnp.ones((3, 1)), jnp.ones(()), jnp.ones(2)):
         with pytest.raises(tj.DataError, match=r"the batch's weight is .* float32; expected one per example, \(3,\)\."):
             mean(values, {"weight": weight})
+
+
+@pytest.mark.parametrize("k", [0, "2"])
+def test_top_k_counts_from_one(k):
+    with pytest.raises(tj.TransferError, match=r"top_k_accuracy\(\) expects a whole number of at least 1, got"):
+        tj.objectives.top_k_accuracy(k)

@@ -75,3 +75,8 @@ def test_a_tuning_without_groups_is_to_be_wrapped():
         "per_group() has the groups ['head'], but the tuning has none (its parameters head, stem came). "
         "Wrap the tuning: tj.chain(head=...), or use a plain optax transform."
     )
+
+
+def test_a_number_is_no_transform():
+    with pytest.raises(tj.SelectionError, match=r"optax transform for 'head', got float: write head=optax"):
+        tj.per_group(head=0.1)

@@ -86,7 +86,7 @@ def test_what_cannot_be_adapted_raises(selector, rank, message):
 
 
 def test_a_rank_below_one_raises():
-    with pytest.raises(tj.SelectionError, match=r"lora\(\) expects a rank of at least 1, got 0\."):
+    with pytest.raises(tj.SelectionError, match=r"lora\(\) expects a whole number of at least 1 as rank, got 0\."):
         tj.lora("fc/kernel", 0)
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from transferjax._errors import DataError, describe
 from transferjax._types import Array, Batch
-from transferjax.data._preprocess import as_size, method, unit
+from transferjax.data._image import as_size
+from transferjax.data._preprocess import method, unit
 
 _TRIES = 10
 
@@ -136,14 +137,13 @@ def random_crop(padding: int | tuple[int, int]) -> Augmentation:
     >>> random_crop(2)(batch, jax.random.key(0))["inputs"].shape
     (2, 8, 8, 3)
     """
-    vertical, horizontal = as_size(padding)
-    _check_range("padding", min(vertical, horizontal), 0, float("inf"))
+    as_size(padding, 0, "padding")
     return _augmentation(_random_crop, padding=padding)
 
 
 def _random_crop(batch: Batch, key: Array, padding: int | tuple[int, int]) -> Batch:
     images = _images(batch)
-    vertical, horizontal = as_size(padding)
+    vertical, horizontal = as_size(padding, 0, "padding")  # pyright: ignore
     padded = jnp.pad(images, ((0, 0), (vertical, vertical), (horizontal, horizontal), (0, 0)))
     limits = jnp.array([2 * vertical + 1, 2 * horizontal + 1])
 
@@ -182,7 +182,7 @@ def random_resized_crop(
     _check_interval("scale", scale, 1.0)
     _check_interval("ratio", ratio, float("inf"))
     method(interpolation)
-    target = None if size is None else as_size(size)
+    target = as_size(size)
     return _augmentation(
         _random_resized_crop, size=target, scale=tuple(scale), ratio=tuple(ratio), interpolation=interpolation
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transferjax._errors import DataError, describe, nearest_hint
+from transferjax._errors import DataError, describe, is_whole, nearest_hint
 from transferjax._types import Preprocess
 from transferjax.data._arrays import ArrayRecords
 from transferjax.data._image import as_size, check_interpolation, resize
@@ -206,6 +206,10 @@ def batches(
     >>> batch["inputs"].shape, batch["inputs"].dtype, batch["labels"].shape
     ((32, 28, 28, 1), dtype('uint8'), (32,))
     """
+    if not isinstance(source, Source):
+        raise DataError(
+            f"batches() expects a Source first, got {describe(source)}: write tj.data.open('sample', 'train')."
+        )
     index, count = _processes(process_index, process_count)
     _check_numbers({"batch_size": batch_size, "epochs": epochs, "process_count": count}, seed, shuffle, on_error)
     _check_processes(batch_size, index, count)
@@ -242,8 +246,8 @@ def _processes(index: int | None, count: int | None) -> tuple[int, int]:
 
 def _check_numbers(positive: Mapping[str, int], seed: int | None, shuffle: bool, on_error: str) -> None:
     for name, value in positive.items():
-        if value < 1:
-            raise DataError(f"{name} is {value}; expected at least 1.")
+        if not is_whole(value):
+            raise DataError(f"{name} is {value!r}; expected a whole number of at least 1.")
     if shuffle and seed is None:
         raise DataError("shuffling needs a seed: pass seed=0 (any number), or shuffle=False.")
     if seed is not None and not 0 <= seed < 2**32:

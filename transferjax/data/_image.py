@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transferjax._errors import DataError, nearest_hint
+from transferjax._errors import DataError, is_whole, nearest_hint
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -95,12 +95,20 @@ def check_interpolation(name: str) -> None:
         )
 
 
-def as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """A side length or ``(height, width)`` as ``(height, width)``.
+def as_size(size: Any, least: int = 1, name: str = "size") -> tuple[int, int] | None:
+    """A side length or ``(height, width)`` as ``(height, width)``; ``None`` stays.
 
-    >>> as_size(96), as_size((64, 96))
-    ((96, 96), (64, 96))
+    Raises:
+      DataError: another form, or a number below ``least``.
+
+    >>> as_size(96), as_size((64, 96)), as_size(None)
+    ((96, 96), (64, 96), None)
     """
     if size is None:
         return None
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    given = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(given) != 2 or not all(is_whole(n, least) for n in given):
+        raise DataError(
+            f"{name} is {size!r}; expected pixels as a whole number of at least {least}, or a pair (height, width)."
+        )
+    return int(given[0]), int(given[1])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from transferjax import interop
 from transferjax._errors import DataError, describe, nearest_hint
 from transferjax._types import Array, Model, Preprocess
+from transferjax.data._image import as_size
 
 METHODS = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
 
@@ -81,7 +82,7 @@ def preprocessor(spec: Preprocess, size: int | tuple[int, int] | None = None, *,
     >>> preprocessor(Preprocess((4, 4)), 8) == preprocessor(Preprocess((4, 4)), (8, 8))
     True
     """
-    return Preprocessor(spec, as_size(spec.size if size is None else size), channels)
+    return Preprocessor(spec, as_size(spec.size if size is None else size), channels)  # pyright: ignore
 
 
 def on_images(model: Model, size: int | tuple[int, int] | None = None) -> Model:
@@ -98,7 +99,7 @@ def on_images(model: Model, size: int | tuple[int, int] | None = None) -> Model:
       the size.
 
     Raises:
-      DataError: the Model has no ``preprocess``.
+      DataError: the Model has no ``preprocess``, or takes images as they are stored already.
 
     >>> import numpy as np
     >>> from transferjax.interop import pure
@@ -108,18 +109,14 @@ def on_images(model: Model, size: int | tuple[int, int] | None = None) -> Model:
     """
     if model.preprocess is None:
         raise DataError("on_images() expects a Model with a preprocess; give it one: model._replace(preprocess=...).")
+    if isinstance(getattr(getattr(model.apply, "forward", None), "function", None), Preprocessor):
+        raise DataError(
+            "on_images() got a Model that takes images as they are stored already; it would normalise them twice. "
+            "Call it on the Model before: on_images(model, size)."
+        )
     function = preprocessor(model.preprocess, size)
     spec = dataclasses.replace(model.preprocess, size=function.size)
     return interop.map_inputs(model, function)._replace(preprocess=spec)
-
-
-def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """A side length or ``(height, width)`` as ``(height, width)``.
-
-    >>> as_size(96), as_size((64, 96))
-    ((96, 96), (64, 96))
-    """
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def unit(inputs: Array) -> Array:
@@ -139,7 +136,7 @@ def unit(inputs: Array) -> Array:
 
 def resized(pixels: Array, size: int | tuple[int, int], interpolation: str) -> Array:
     """Float images ``[..., H, W, C]`` at another size, antialiased; unchanged when they have it."""
-    target = (*pixels.shape[:-3], *as_size(size), pixels.shape[-1])
+    target = (*pixels.shape[:-3], *as_size(size), pixels.shape[-1])  # pyright: ignore
     return pixels if target == pixels.shape else jax.image.resize(pixels, target, method(interpolation))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +43,10 @@ def check_batches(batches: Any, name: str) -> None:
     """Whether batches are many, not one."""
     if isinstance(batches, Mapping):
         raise DataError(f"{name}() expects an iterable of batches, got one batch (a dict): wrap it in a list, [batch].")
+    if not isinstance(batches, Iterable):
+        raise DataError(
+            f"{name}() expects an iterable of batches, got {describe(batches)}: write tj.data.batches(...)."
+        )
 
 
 def check_objective(objective: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transferjax._context import in_inference
-from transferjax._errors import TransferError
+from transferjax._errors import TransferError, is_whole
 from transferjax._types import Extra, Model, Params
 from transferjax.interop._extend import Layer
 from transferjax.interop._forward import Hooks, Pass, forward_of, rebuild
@@ -30,7 +30,7 @@ def in_chunks(model: Model, examples: int = 8) -> Model:
       A Model with the same params, extra and outputs.
 
     Raises:
-      TransferError: ``examples`` is below 1.
+      TransferError: ``examples`` is no whole number of at least 1.
 
     >>> import jax
     >>> from flax import nnx
@@ -47,8 +47,9 @@ def chunked(function: Callable[[Any], Any], inputs: Any, examples: int = 8) -> A
     """A part of a network that, in inference mode and compiled for CPU, takes its batch a few examples at a time.
 
     For use inside an NNX module or a plain function: the early layers of an image network compute much from little and
-    want small chunks, the late ones have many weights and want large ones. Outside of a Model's pass, on GPU and TPU,
-    in training mode and where outputs of modules are captured or changed it is ``function(inputs)``.
+    want small chunks, the late ones have many weights and want large ones. It is ``function(inputs)`` outside of a
+    Model's pass, in a Linen module, on GPU and TPU, in training mode and where outputs of modules are captured or
+    changed.
 
     Args:
       function: ``inputs -> outputs``, each example for itself; in inference mode it writes to no variable.
@@ -59,7 +60,7 @@ def chunked(function: Callable[[Any], Any], inputs: Any, examples: int = 8) -> A
       What ``function(inputs)`` returns: every leaf ``[B, ...]``.
 
     Raises:
-      TransferError: ``examples`` is below 1.
+      TransferError: ``examples`` is no whole number of at least 1.
 
     >>> import jax
     >>> from transferjax.interop import pure
@@ -84,5 +85,5 @@ class _Chunked(Layer):
 
 
 def _check(examples: int, verb: str) -> None:
-    if examples < 1:
-        raise TransferError(f"{verb}() expects at least 1 example in a chunk, got {examples}.")
+    if not is_whole(examples):
+        raise TransferError(f"{verb}() expects a whole number of at least 1 example in a chunk, got {examples!r}.")

@@ -12,6 +12,7 @@ import jax
 from flax import core, errors
 from flax import linen as nn
 
+from transferjax._context import tracing_inference
 from transferjax._errors import SelectionError, TransferError, listing
 from transferjax._types import Extra, Model, Params, Preprocess
 from transferjax.interop._forward import (
@@ -107,7 +108,8 @@ class _Network:
         args, kwargs = arguments(inputs)
         mutable = [*self.collections, *([TRANSIENT] if hooks.at else [])]
         try:
-            with nn.intercept_methods(watch):
+            # Linen's scopes forbid the loop that numerics.map_chunks would put around its modules.
+            with tracing_inference(False), nn.intercept_methods(watch):
                 result = self.module.apply(variables, *args, **kwargs, rngs=_streams(hooks.key), mutable=mutable)
         except errors.InvalidRngError as error:
             if hooks.key is not None:

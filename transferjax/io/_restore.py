@@ -58,6 +58,9 @@ def restore(checkpoint: Checkpoint, plan: Plan, target: Any, sharding: Any = Non
 
 
 def _check(checkpoint: Checkpoint, plan: Plan, found: dict[str, Any]) -> None:
+    if not isinstance(plan, Plan):
+        write = "transferjax.surgery.plan(checkpoint.shapes, target, *rules)"
+        raise PlanError(f"restore() expects a Plan second, got {type(plan).__name__}: write {write}.")
     if plan.fingerprint is not None and plan.fingerprint != checkpoint.fingerprint():
         raise PlanError(
             f"the plan is bound to a source with fingerprint {plan.fingerprint}; this one has "

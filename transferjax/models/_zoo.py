@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from transferjax import interop, io, surgery
-from transferjax._errors import CheckpointError, TransferError, nearest_hint
+from transferjax._errors import CheckpointError, TransferError, describe, is_whole, nearest_hint
 from transferjax._types import Model, Preprocess
 from transferjax.models import _torch_rules
 from transferjax.models._efficientnet_lite import VARIANTS, EfficientNetLite, Variant, block_specs
@@ -62,6 +62,8 @@ def create(
     variant = _variant(name)
     outputs = IMAGENET_CLASSES if num_classes is None else num_classes
     _check_classes(outputs, class_names)
+    if not hasattr(key, "dtype"):
+        raise TransferError(f"create() expects a PRNG key, got {describe(key)}: write key=jax.random.key(0).")
     size = variant.size if image_size is None else image_size
     preprocess = Preprocess((size, size), IMAGENET_MEAN, IMAGENET_STD, "bicubic", tuple(class_names))
     module = materialise(lambda: EfficientNetLite(variant, outputs, rngs=nnx.Rngs(0)), key)
@@ -192,7 +194,7 @@ def _variant(name: str) -> Variant:
 
 
 def _check_classes(outputs: int, class_names: tuple[str, ...]) -> None:
-    if outputs < 0:
-        raise TransferError(f"num_classes is {outputs}; expected a positive number, 0 (pooled features) or None.")
+    if not is_whole(outputs, 0):
+        raise TransferError(f"num_classes is {outputs!r}; expected a positive number, 0 (pooled features) or None.")
     if class_names and len(class_names) != outputs:
         raise TransferError(f"{len(class_names)} class names for {outputs} outputs; expected one name per output.")

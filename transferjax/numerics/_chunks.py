@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from transferjax._errors import TransferError, is_whole
+
 
 def map_chunks(function: Callable[[Any], Any], inputs: Any, examples: int) -> Any:
     """``function(inputs)``; compiled for CPU, it is computed on a few examples at a time.
@@ -19,11 +21,15 @@ def map_chunks(function: Callable[[Any], Any], inputs: Any, examples: int) -> An
     Args:
       function: ``inputs -> outputs``, pure, each example for itself; traced once per platform.
       inputs: array ``[B, ...]`` or a pytree of them.
-      examples: the most in a chunk; a batch that no number from half of it up to it divides is taken whole, and so are
-        arrays outside of a compiled program.
+      examples: the most in a chunk. Taken whole are: a batch that no number from half of it up to it divides, or whose
+        size is symbolic; arrays that are not being traced; and, as shards have to stay where they are, every batch of
+        a process with several devices.
 
     Returns:
       What ``function(inputs)`` returns: every leaf ``[B, ...]``.
+
+    Raises:
+      TransferError: ``examples`` is no whole number of at least 1.
 
     >>> import jax
     >>> jax.jit(lambda x: map_chunks(lambda part: 2 * part, x, 2))(jnp.arange(4.0)).tolist()
@@ -34,23 +40,22 @@ def map_chunks(function: Callable[[Any], Any], inputs: Any, examples: int) -> An
         return function(inputs)
 
     def chunked(inputs: Any) -> Any:
-        # Every n-th example, so that a batch that is sharded over devices stays where it is.
-        apart = jax.tree.map(lambda x: jnp.reshape(x, (size, -1, *x.shape[1:])), inputs)
-        count = jax.tree.leaves(apart)[0].shape[1]
-        part = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), apart)
-        outputs = jax.lax.map(lambda i: function(part(i)), jnp.arange(count))
-        return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(-1, *y.shape[2:]), outputs)
+        apart = jax.tree.map(lambda x: jnp.reshape(x, (-1, size, *x.shape[1:])), inputs)
+        outputs = jax.lax.map(function, apart)
+        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), outputs)
 
     return jax.lax.platform_dependent(inputs, cpu=chunked, default=function)
 
 
 def _chunk(inputs: Any, most: int) -> int | None:
-    """How many examples a chunk has; ``None`` to take the batch whole, as outside of a compiled program."""
+    """How many examples a chunk has; ``None`` to take the batch whole."""
+    if not is_whole(most):
+        raise TransferError(f"expected a whole number of at least 1 example in a chunk, got {most!r}.")
     leaves = jax.tree.leaves(inputs)
     if not leaves or not all(isinstance(leaf, Tracer) and leaf.ndim > 0 for leaf in leaves):
         return None
     counts = {leaf.shape[0] for leaf in leaves}
     count = counts.pop()
-    if counts or count <= most:
+    if counts or not is_whole(count) or count <= most or jax.device_count() > 1:
         return None
     return next((size for size in range(most, (most - 1) // 2, -1) if size > 0 and count % size == 0), None)

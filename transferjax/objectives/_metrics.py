@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from transferjax._errors import DataError, TransferError, describe
+from transferjax._errors import DataError, TransferError, describe, is_whole
 from transferjax._types import Array
 
 
@@ -121,6 +121,8 @@ def top_k_accuracy(k: int) -> Partial:
     >>> top_k_accuracy(2)(jnp.array([[0.0, 1.0, 2.0]]), {"labels": jnp.array([1])}).tolist()
     [1.0]
     """
+    if not is_whole(k):
+        raise TransferError(f"top_k_accuracy() expects a whole number of at least 1, got {k!r}.")
     return Partial(_InTop(k))
 
 

@@ -22,7 +22,8 @@ def per_group(**named: optax.GradientTransformation) -> optax.GradientTransforma
       An optax transform over ``{group: tree}``.
 
     Raises:
-      SelectionError: (at ``init``) the names differ from the tuning's; the difference is named.
+      SelectionError: a value is no optax transform; (at ``init``) the names differ from the tuning's, and the
+        difference is named.
 
     >>> import jax.numpy as jnp
     >>> tx = per_group(head=optax.sgd(1.0), lora=optax.sgd(0.5))
@@ -34,6 +35,12 @@ def per_group(**named: optax.GradientTransformation) -> optax.GradientTransforma
     """
     if not named:
         raise SelectionError("per_group() expects at least one group, for example per_group(head=optax.adamw(1e-3)).")
+    for name, tx in named.items():
+        if not (hasattr(tx, "init") and hasattr(tx, "update")):
+            raise SelectionError(
+                f"per_group() expects an optax transform for '{name}', got {describe(tx)}: "
+                f"write {name}=optax.adamw(1e-3)."
+            )
     transforms = {name: optax.with_extra_args_support(tx) for name, tx in named.items()}
 
     def check(tree: Any) -> None:

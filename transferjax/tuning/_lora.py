@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transferjax._errors import SelectionError, describe
+from transferjax._errors import SelectionError, describe, is_whole
 from transferjax._types import Hole, Tuning, is_hole
 from transferjax.tree import Selector, as_selector, flatten, matches
 
@@ -104,8 +104,8 @@ def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, ran
     >>> {name: leaf.shape for name, leaf in trainable["fc"]["kernel"].items()}
     {'lora_a': (8, 2), 'lora_b': (2, 4)}
     """
-    if rank < 1:
-        raise SelectionError(f"lora() expects a rank of at least 1, got {rank}.")
+    if not is_whole(rank):
+        raise SelectionError(f"lora() expects a whole number of at least 1 as rank, got {rank!r}.")
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilised else rank)
 
     def create(key, path, leaf):
