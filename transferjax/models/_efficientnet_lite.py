@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from jax import lax
 
 from transferjax._errors import TransferError, describe
+from transferjax._types import Preprocess
 from transferjax.interop import chunked
 from transferjax.numerics import batch_norm, conv_general_dilated, relu6
 
@@ -19,6 +21,9 @@ MOMENTUM = 0.99
 STEM_FEATURES = 32
 HEAD_FEATURES = 1280
 DROP_CONNECT = 0.2
+CLASSIFIER_STD = 0.01
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 EARLY_BLOCKS = 3
 EARLY_PIXELS, PIXELS = 100_000, 400_000
 """Pixels of the images that the early blocks, and the whole network, take at a time on CPU: the early ones fill
@@ -228,3 +233,30 @@ class EfficientNetLite(nnx.Module):
         for block in self.blocks[EARLY_BLOCKS:]:
             x = block(x)
         return self.head(x)
+
+
+def build(variant: Variant, num_classes: int, image_size: int | None = None) -> EfficientNetLite:
+    """The module, to be traced; it takes images of any size."""
+    return EfficientNetLite(variant, num_classes, rngs=nnx.Rngs(0))
+
+
+def std(path: str, shape: tuple[int, ...]) -> float | None:
+    """Convolution kernels have variance ``2 / (k * k * features)`` (depthwise ``2 / (k * k)``), as the EfficientNet
+    reference has them; the classifier's kernel a standard deviation of 0.01."""
+    if not path.endswith("/kernel"):
+        return None
+    if len(shape) == 2:
+        return CLASSIFIER_STD
+    *window, inputs, features = shape
+    return math.sqrt(2.0 / (math.prod(window) * (1 if inputs == 1 else features)))
+
+
+def stages(variant: Variant) -> list[str]:
+    """Globs from input to output."""
+    return ["stem/**", *(f"blocks/{i}/**" for i in range(len(block_specs(variant)))), "head/**"]
+
+
+def preprocess(variant: Variant, image_size: int | None, class_names: tuple[str, ...]) -> Preprocess:
+    """Bicubic, with the mean and standard deviation of ImageNet."""
+    size = variant.size if image_size is None else image_size
+    return Preprocess((size, size), IMAGENET_MEAN, IMAGENET_STD, "bicubic", class_names)

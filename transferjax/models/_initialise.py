@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,44 +13,45 @@ from jax.core import Tracer
 
 from transferjax import tree
 
-CLASSIFIER_STD = 0.01
+Std = Callable[[str, tuple[int, ...]], float | None]
 
 
-def materialise(build: Callable[[], Any], key: jax.Array) -> Any:
+def materialise(build: Callable[[], Any], key: jax.Array, std: Std, head: str) -> Any:
     """The module that ``build()`` describes, with freshly drawn values.
 
-    Convolution kernels are normal with variance ``2 / (k * k * features)`` (depthwise: ``2 / (k * k)``), as the
-    EfficientNet reference has them; dense kernels are normal with standard deviation 0.01; scales and variances are
-    one, biases and means zero.
+    Leaves that have a standard deviation are normal; of the others scales and variances are one, all else zero.
 
     Args:
       build: makes the module; it is traced by ``nnx.eval_shape`` only.
       key: a typed PRNG key, consumed.
+      std: ``(path, shape) -> standard deviation`` or ``None``.
+      head: how the paths of the last dense layer begin; its size changes no other draw.
 
     Returns:
       The module.
     """
     graph, state = nnx.split(nnx.eval_shape(build))
     flat, treedef = tree.flatten(state)
-    values = _values(dict(flat), key)
+    values = _values(dict(flat), key, std, head)
     return nnx.merge(graph, jax.tree.unflatten(treedef, [values[path] for path, _ in flat]))
 
 
-def _values(leaves: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+def _values(leaves: dict[str, Any], key: jax.Array, std: Std, head: str) -> dict[str, Any]:
     traced = isinstance(key, Tracer)
     # Drawn eagerly, one array per shape would compile one program per shape; numpy slices compile nothing.
     module = jnp if traced else np
     key_kernels, key_streams = jax.random.split(key)
-    kernels = {path: leaf for path, leaf in leaves.items() if path.endswith("/kernel")}
+    scales = {path: std(path, leaf.shape) for path, leaf in leaves.items() if not _is_key(leaf)}
+    drawn = {path: np.float32(scale) for path, scale in scales.items() if scale is not None}
     # Drawn in sorted order; the draw of a path must not depend on the number of classes, so the head comes last.
-    order = sorted(kernels, key=lambda path: (path.startswith("head/fc/"), tree.natural(path)))
-    draw = module.asarray(jax.random.normal(key_kernels, (sum(kernels[path].size for path in order),)))
+    order = sorted(drawn, key=lambda path: (path.startswith(head), tree.natural(path)))
+    draw = module.asarray(jax.random.normal(key_kernels, (sum(leaves[path].size for path in order),)))
     values: dict[str, Any] = {}
     start = 0
     for path in order:
-        leaf = kernels[path]
+        leaf = leaves[path]
         part = draw[start : start + leaf.size].reshape(leaf.shape)
-        values[path] = jnp.asarray(part * _std(leaf.shape), leaf.dtype)
+        values[path] = jnp.asarray(part * drawn[path], leaf.dtype)
         start += leaf.size
     streams = [path for path, leaf in leaves.items() if _is_key(leaf)]
     values.update(zip(streams, jax.random.split(key_streams, max(1, len(streams))), strict=False))
@@ -60,14 +60,6 @@ def _values(leaves: dict[str, Any], key: jax.Array) -> dict[str, Any]:
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _std(shape: tuple[int, ...]) -> Any:
-    if len(shape) == 2:
-        return np.float32(CLASSIFIER_STD)
-    *window, inputs, features = shape
-    outputs = 1 if inputs == 1 else features
-    return np.float32(math.sqrt(2.0 / (math.prod(window) * outputs)))
 
 
 def _constant(path: str, leaf: Any) -> jax.Array:

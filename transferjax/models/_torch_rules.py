@@ -11,7 +11,7 @@ _BLOCK_NORMS = ("expand_bn", "depthwise_bn", "project_bn")
 _LEAF = rf"({'|'.join(_NORM_LEAVES)})"
 
 
-def efficientnet_lite(file_classes: int, num_classes: int) -> tuple[surgery.Rule, ...]:
+def efficientnet_lite(variant: object, file_classes: int, num_classes: int) -> tuple[surgery.Rule, ...]:
     """Rules for a file of ``file_classes`` outputs and a target of ``num_classes``.
 
     The last dense layer is taken when both agree, ``fresh`` when they differ, and waived when the target has none.

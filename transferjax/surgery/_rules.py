@@ -147,9 +147,10 @@ class Waive(Rule):
     """See :func:`waive`."""
 
     selector: Selector
+    optional: bool = False
 
     def __repr__(self) -> str:
-        return f"waive({self.selector!r})"
+        return f"waive({self.selector!r}{', optional=True' if self.optional else ''})"
 
 
 def rename(pattern: str, replacement: str | Callable[[re.Match[str]], str], *, otherwise: bool = False) -> Rename:
@@ -315,12 +316,13 @@ def fresh(selector: Selector | str) -> Fresh:
     return Fresh(as_selector(selector))
 
 
-def waive(selector: Selector | str) -> Waive:
+def waive(selector: Selector | str, *, optional: bool = False) -> Waive:
     """Source leaves that are left behind on purpose.
 
     Args:
       selector: *source* leaves, by their own names. A "." is an ordinary character of a segment, so that ``*``
         crosses it.
+      optional: whether a source may lack them, as files of some versions lack a buffer; by default that raises.
 
     Returns:
       A rule for :func:`plan`.
@@ -328,7 +330,7 @@ def waive(selector: Selector | str) -> Waive:
     >>> waive("*.num_batches_tracked").selector("blocks.0.bn.num_batches_tracked")
     True
     """
-    return Waive(as_selector(selector))
+    return Waive(as_selector(selector), optional)
 
 
 def compiled(written: str, pattern: str, replacement: Any) -> re.Pattern[str]:
