@@ -23,14 +23,14 @@ REPEATS = {
 }
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name):
     build = lambda: lite.EfficientNetLite(lite.VARIANTS[name], 1000, rngs=nnx.Rngs(0))
     state = nnx.state(nnx.eval_shape(build), nnx.Param)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_widths_and_repeats(name):
     features = [spec.features for spec in lite.block_specs(lite.VARIANTS[name])]
     assert features == [width for width, n in zip(WIDTHS[name], REPEATS[name], strict=True) for _ in range(n)]
@@ -47,7 +47,7 @@ def test_rounding_never_goes_below_nine_tenths():
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet_lite0", *(pytest.param(n, marks=pytest.mark.slow) for n in models.names()[1:])]
+    "name", ["efficientnet_lite0", *(pytest.param(n, marks=pytest.mark.slow) for n in [*PARAMETERS][1:])]
 )
 def test_outputs_agree_with_torch_on_photographs(name, photographed):
     model, images, reference = photographed(name)
