@@ -1,5 +1,7 @@
 """Operations: checked, inferred on shapes, run on numpy and on JAX arrays."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -29,11 +31,22 @@ F = "float32"
         (("stack", 2), Spec((2, 5), F), Spec((2, 5, 1), F)),
         (("cast", "bfloat16"), Spec((2,), F), Spec((2,), "bfloat16")),
         (("cast", F), Spec((2,), "int8"), Spec((2,), F)),
+        (("resize_position_embedding", (2, 2), (3, 1), 1, "bicubic"), Spec((1, 5, 3), F), Spec((1, 4, 3), F)),
+        (
+            ("resize_position_embedding", (2, 3), (4, 4), 0, "bilinear"),
+            Spec((6, 3), "bfloat16"),
+            Spec((16, 3), "bfloat16"),
+        ),
+        (("resize_patch_embedding", (2, 6)), Spec((4, 4, 3, 2), F), Spec((2, 6, 3, 2), F)),
+        (("adapt_input_channels", 1), Spec((3, 3, 3, 2), "float16"), Spec((3, 3, 1, 2), "float16")),
+        (("resize_rows", 4, "mean", None, 1), Spec((2, 3), F), Spec((2, 4), F)),
+        (("resize_rows", 2, "zeros", (2, -1), 0), Spec((3, 2), F), Spec((2, 2), F)),
     ],
 )
 def test_infer_says_what_run_makes(op, came, made):
     assert infer([op], [came]) == made
     array = np.arange(int(np.prod(came.shape))).reshape(came.shape).astype(jnp.dtype(came.dtype))
+    assert check_op(json.loads(json.dumps(op))) == op
     for value in (array, jnp.asarray(array)):
         out = run([op], [value])
         assert isinstance(out, type(value))
@@ -60,8 +73,17 @@ def test_permute_takes_axes_as_numpy_does():
         (("cast",), r"operation 'cast' does not take 0 arguments"),
         (
             ("premute", (1, 0)),
-            r"cast, slice, take, concat, stack. Nearest: permute.",
+            r"cast, slice, take, concat, stack, resize_position_embedding, resize_patch_embedding, "
+            r"adapt_input_channels, resize_rows. Nearest: permute.",
         ),
+        (("resize_position_embedding", (2,), (3, 3), 1, "bicubic"), r"old_grid (2,) is malformed"),
+        (("resize_position_embedding", (2, 2), (3, 3), 1, ["bicubic"]), r"method list is unknown. Expected one of"),
+        (("resize_position_embedding", (2, 2)), r"operation 'resize_position_embedding' does not take 1 arguments"),
+        (("resize_patch_embedding", 7), r"size 7 is malformed"),
+        (("adapt_input_channels", True), r"number of input channels True is malformed"),
+        (("resize_rows", 2, "init", None, 0), r"fill 'init' is unknown. Expected one of 'mean', 'zeros'."),
+        (("resize_rows", 2, "mean", {"0": 1}, 0), r"the mapping is malformed"),
+        (("resize_rows", 2, "mean", (0, -2), 0), r"the mapping is malformed"),
         ("permute", r"operation 'permute' is malformed. Expected (name, argument)"),
         ((), r"operation () is malformed"),
     ],
@@ -82,6 +104,20 @@ def test_a_malformed_operation_raises(op, message):
         (("slice", 1, 0, 1), Spec((5,), F), "slice(1, 0, 1) (axis, start, stop) does not lie in (5,) float32."),
         (("take", 0, 5), Spec((5,), F), "take(0, 5) (axis, index) does not lie in (5,) float32."),
         (("take", 1, 0), Spec((5,), F), "take(1, 0) (axis, index) does not lie in (5,) float32."),
+        (
+            ("resize_position_embedding", (2, 2), (3, 3), 1, "bicubic"),
+            Spec((4, 3), F),
+            "4 tokens came; the grid (2, 2)",
+        ),
+        (("resize_patch_embedding", (2, 2)), Spec((4, 4), F), "the kernel of a patch embedding is [h, w, in, out]"),
+        (("adapt_input_channels", 2), Spec((3, 3, 4, 2), F), "a kernel of 4 input channels is not made into one of 2"),
+        (("resize_rows", 2, "mean", None, 0), Spec((3, 2), F), "3 rows do not fit into 2."),
+        (
+            ("resize_rows", 4, "mean", None, 0),
+            Spec((3, 2), "int8"),
+            "resize_rows needs floats; (3, 2) int8 came. Write",
+        ),
+        (("resize_rows", 4, "mean", None, 0), Spec((3, 2), "complex64"), "resize_rows needs floats; (3, 2) complex64"),
         (("cast", "int32"), Spec((5,), F), "cast to int32 would not keep the numbers of (5,) float32."),
     ],
 )
@@ -162,6 +198,14 @@ def test_names_of_dtypes_and_words_of_operations():
     assert dtype_name(np.float32) == dtype_name("float32") == "float32"
     assert show(("reshape", (3, 3, 1, 8))) == "reshape(3, 3, 1, 8)"
     assert show(("cast", "float16")) == "cast(float16)"
+    assert show(("resize_patch_embedding", (8, 8))) == "resize_patch_embedding(8, 8)"
+    assert show(("resize_position_embedding", (7, 7), (9, 9), 1, "bicubic")) == (
+        "resize_position_embedding((7, 7), (9, 9), 1, bicubic)"
+    )
+    rows = tuple(range(1000, 3000))
+    assert show(("resize_rows", 2000, "mean", rows, 0)) == (
+        "resize_rows(2000, mean, (1000, 1001, 1002, 1003, 1004, 1005, ... 2,000 in all), 0)"
+    )
 
 
 def test_a_leaf_without_shape_raises():

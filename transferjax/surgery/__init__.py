@@ -1,8 +1,18 @@
-"""Where weights come from: rules, and the plan that accounts for every leaf."""
+"""Where weights come from: rules, and the plan that accounts for every leaf; networks of another width and depth."""
 
+from transferjax.surgery._adapt import adapt
 from transferjax.surgery._build import plan
+from transferjax.surgery._depth import drop_layers, insert_identity, interleave_layers, map_layers, stack_layers
+from transferjax.surgery._growth import growth_report, narrow, widen, widen_aki
+from transferjax.surgery._layers import repeat, select
 from transferjax.surgery._ops import Spec
 from transferjax.surgery._plan import Move, Plan
+from transferjax.surgery._resize import (
+    adapt_input_channels,
+    resize_patch_embedding,
+    resize_position_embedding,
+    resize_rows,
+)  # fmt: skip
 from transferjax.surgery._rules import (
     Lead,
     Naming,
@@ -19,9 +29,12 @@ from transferjax.surgery._rules import (
 )  # fmt: skip
 from transferjax.surgery._structure import fuse, split, stack, tie, unstack
 from transferjax.surgery._trees import assemble, leaves
+from transferjax.surgery._units import map_units, unit_map
 
 __all__ = [
-    "Lead", "Move", "Naming", "Plan", "Rule", "Spec", "Transform", "assemble", "cast", "dots_to_slashes", "fresh",
-    "fuse", "leaves", "permute", "plan", "rename", "reshape", "split", "stack", "tie", "torch_layout", "unstack",
-    "waive",
+    "Lead", "Move", "Naming", "Plan", "Rule", "Spec", "Transform", "adapt", "adapt_input_channels", "assemble", "cast",
+    "dots_to_slashes", "drop_layers", "fresh", "fuse", "growth_report", "insert_identity", "interleave_layers",
+    "leaves", "map_layers", "map_units", "narrow", "permute", "plan", "rename", "repeat", "reshape",
+    "resize_patch_embedding", "resize_position_embedding", "resize_rows", "select", "split", "stack", "stack_layers",
+    "tie", "torch_layout", "unit_map", "unstack", "waive", "widen", "widen_aki",
 ]  # fmt: skip

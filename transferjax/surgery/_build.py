@@ -24,13 +24,14 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
 
     Every target leaf has exactly one origin: the source leaf of its name (after ``rename``), or its own initial
     value (``fresh``). Every source leaf is used, waived, or led to a fresh leaf. Rules only do what is written:
-    no leaf is transposed, cast or skipped because its shape suggests it. ``permute``, ``reshape`` and ``cast`` run
-    on a leaf in the order in which they are given; the order of all other rules does not matter.
+    no leaf is transposed, cast or skipped because its shape suggests it. ``permute``, ``reshape``, ``adapt`` and
+    ``cast`` run on a leaf in the order in which they are given; the order of all other rules does not matter.
 
     Args:
       source_shapes: ``{name: leaf}`` as ``Checkpoint.shapes``, or any tree or Model; leaves need shape and dtype.
       target: the tree or ``Model`` to fill, concrete or abstract; of a Model, params and extra.
-      rules: from ``rename, split, unstack, fuse, stack, tie, permute, reshape, cast, fresh, waive``.
+      rules: from ``rename, select, repeat, split, unstack, fuse, stack, tie, permute, reshape, adapt, cast, fresh,
+        waive``.
 
     Returns:
       A :class:`Plan`.
@@ -221,7 +222,7 @@ def _move(sides: _Sides, path: str, route: _Route | None) -> Move:
     try:
         came = infer_ops(ops, specs)
         for number, rule in sides.transforms.get(path, ()):
-            op = rule.op(came)
+            op = rule.op_for(came, sides.targets[path])
             if op is None:
                 continue
             sides.changed.add(number)
@@ -249,7 +250,7 @@ def _compare(sides: _Sides, path: str, sources: tuple[str, ...], came: Spec, ops
 def _account(sides: _Sides, names: _Names, routes: Mapping[str, _Route]) -> None:
     """Transforms that never changed a leaf, target leaves without an origin, source leaves left over."""
     for number, rule in enumerate(sides.rules):
-        if not isinstance(rule, Transform) or number in sides.changed:
+        if not isinstance(rule, Transform) or number in sides.changed or rule.conditional:
             continue
         chosen = [path for path, found in sides.transforms.items() if (number, rule) in found]
         # A rule whose leaves are all fresh is kept: a model's ready rules are combined with fresh(...) of its head.

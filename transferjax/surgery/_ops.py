@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from transferjax._errors import PlanError, nearest_hint
+from transferjax.surgery._resize import RESIZERS, Resizer
 
 Op = tuple[Any, ...]
 
@@ -109,8 +110,15 @@ def show(op: Op) -> str:
     >>> show(("permute", (1, 0)))
     'permute(1, 0)'
     """
-    first = ", ".join(map(str, op[1])) if isinstance(op[1], tuple) else str(op[1])
-    return f"{op[0]}({', '.join([first, *map(str, op[2:])])})"
+    first = ", ".join(map(str, op[1])) if isinstance(op[1], tuple) and len(op) == 2 else _brief(op[1])
+    return f"{op[0]}({', '.join([first, *map(_brief, op[2:])])})"
+
+
+def _brief(argument: Any) -> str:
+    """An argument as tables print it: of a mapping of many rows only the first."""
+    if not isinstance(argument, tuple) or len(argument) <= 8:
+        return str(argument)
+    return f"({', '.join(map(str, argument[:6]))}, ... {len(argument):,} in all)"
 
 
 def check_axes(axes: Any) -> tuple[tuple[int, ...]]:
@@ -292,6 +300,19 @@ def _module(arrays: list[Any]) -> Any:
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
+def _resizing(name: str, resizer: Resizer) -> Kind:
+    def infer_shapes(specs: tuple[Spec, ...], *arguments: Any) -> tuple[Spec, ...]:
+        for spec in specs:
+            if not castable(spec.dtype, "float64") or castable(spec.dtype, "int64"):
+                raise PlanError(f"{name} needs floats; {spec} came. Write cast(...) before it.")
+        return tuple(Spec(resizer.shape(spec.shape, *arguments), spec.dtype) for spec in specs)
+
+    def run_arrays(arrays: list[Any], *arguments: Any) -> list[Any]:
+        return [resizer.run(array, *arguments) for array in arrays]
+
+    return Kind(resizer.check, infer_shapes, run_arrays)
+
+
 KINDS: dict[str, Kind] = {
     "permute": Kind(check_axes, _infer_permute, _run_permute),
     "reshape": Kind(check_shape, _infer_reshape, _run_reshape),
@@ -300,4 +321,5 @@ KINDS: dict[str, Kind] = {
     "take": Kind(_check_take, _infer_take, _run_take),
     "concat": Kind(_check_axis, _infer_concat, _run_concat),
     "stack": Kind(_check_axis, _infer_stack, _run_stack),
+    **{name: _resizing(name, resizer) for name, resizer in RESIZERS.items()},
 }

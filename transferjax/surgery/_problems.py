@@ -184,7 +184,23 @@ def _shape_advice(path: str, expected: Spec, came: Spec, ops: Sequence[Op]) -> s
         return f"The sizes are the same: write permute({_only(path)}, {_axes(came.shape, expected.shape)}), or {keep}."
     if math.prod(came.shape) == math.prod(expected.shape):
         return f"The number of elements is the same: write reshape({_only(path)}, {expected.shape}), or {keep}."
-    return f"Write {keep}."
+    resize = _resize_advice(expected.shape, came.shape)
+    return f"Write {f'adapt({_only(path)}, {resize}) to resize it, or ' if resize else ''}{keep}."
+
+
+def _resize_advice(expected: tuple[int, ...], came: tuple[int, ...]) -> str:
+    """How a leaf could be resized, as arguments of ``adapt``; empty where none is likely."""
+    rank = len(came)
+    axes = [axis for axis in range(rank) if len(expected) == rank and came[axis] != expected[axis]]
+    if rank == 4 and axes and axes[-1] < 2:
+        return "'patch_embedding'"
+    if rank == 3 and came[0] == 1 and axes == [1]:
+        return "'position_embedding'"
+    if rank == 4 and axes == [2] and came[2] == 3:
+        return "'input_channels'"
+    if rank == 2 and axes == [0] and came[0] < expected[0]:
+        return "'rows'"
+    return ""
 
 
 def _axes(came: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:

@@ -79,9 +79,18 @@ class Transform(Rule, abc.ABC):
 
     selector: Selector
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the rule may leave every leaf as it is; of others a plan says that they do nothing."""
+        return False
+
     @abc.abstractmethod
     def op(self, came: Spec) -> Op | None:
         """The operation for a leaf that comes as ``came``; ``None`` to leave it as it is."""
+
+    def op_for(self, came: Spec, expected: Spec) -> Op | None:
+        """As ``op``, for rules that look at the target leaf too: what a plan calls."""
+        return self.op(came)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

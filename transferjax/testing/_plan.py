@@ -12,6 +12,7 @@ import numpy as np
 from transferjax._errors import LawError, PlanError, listing
 from transferjax._types import Model
 from transferjax.surgery import Move, Plan, Rule, Spec, assemble, leaves, plan
+from transferjax.surgery._resize import RESIZERS
 from transferjax.surgery._rules import Naming, Transform
 from transferjax.surgery._structure import Tie
 
@@ -20,9 +21,10 @@ def check_plan(source_shapes: Any, target: Any, rules: Iterable[Rule] = ()) -> P
     """Makes a plan and holds it to the laws that every plan keeps.
 
     Total: each target leaf has one move, each source leaf is read or waived. Minimal: without any one rule the plan is
-    another or none (a rule whose leaves are all fresh or waived by others is let pass). Deterministic, and independent
-    of the order of dicts and of all rules but ``permute, reshape, cast``. ``from_json(to_json(p)) == p``. Applying to
-    random arrays equals the numpy operations, and the result goes back into the target's structure.
+    another or none (a rule whose leaves are all fresh or waived by others is let pass, and ``adapt``, which acts only
+    where sizes differ). Deterministic, and independent of the order of dicts and of all rules but ``permute, reshape,
+    adapt, cast``. ``from_json(to_json(p)) == p``. Applying to random arrays equals the numpy operations, and the result
+    goes back into the target's structure.
 
     Args:
       source_shapes: as for ``transferjax.surgery.plan``.
@@ -75,6 +77,8 @@ def _check_minimal(made: Plan, source: Any, target: Any, rules: tuple[Rule, ...]
         elif isinstance(rule, Naming):
             specs = made.sources.items()
             free = [name for name, spec in specs if name not in decided[0] and rule.leads(name, spec) is not None]
+        elif isinstance(rule, Transform) and rule.conditional:
+            free = []
         else:
             side, done = (target, decided[1]) if isinstance(rule, Transform) else (source, decided[0])
             selector = getattr(rule, "selector", lambda path, leaf: True)
@@ -131,6 +135,8 @@ def _reference(move: Move, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
             value = np.reshape(value, arguments[0])
         elif name == "cast":
             value = np.asarray(value, jnp.dtype(arguments[0]))
+        elif name in RESIZERS:
+            value = RESIZERS[name].run(value, *arguments)
         else:
             raise LawError(f"no reference for operation '{name}'.")
     return value
