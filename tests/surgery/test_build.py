@@ -160,7 +160,7 @@ ONE = {"a": leaf(2, 3)}
          "rename('b', 'c') does nothing: it matched no name in full of 1 source leaves. Nearest: a."),
         (ONE, ONE, [rename("a", "a")], "rename('a', 'a') does nothing"),
         ({"a.b": leaf(1)}, {"a": {"b": leaf(1)}}, [rename(r"a\.b", "a/b"), dots_to_slashes()],
-         "_slashes, otherwise=True) does nothing: it matched no name that it alone is for"),
+         "dots_to_slashes() does nothing: it matched no name that it alone is for"),
         (ONE, ONE, [fresh("a"), fresh("b")],
          "fresh('b') does nothing: it matched none of 1 target leaves. Nearest: a."),
         (ONE, ONE, [fresh("a"), fresh("**")], "fresh('a') adds nothing: fresh('**') selects the same leaves."),

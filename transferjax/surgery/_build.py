@@ -62,13 +62,14 @@ def plan(source_shapes: Any, target: Any, *rules: Rule) -> Plan:
             )
     sides = _Sides(leaves(source_shapes), leaves(target), tuple(rules))
     names = _rename(sides)
-    routes = _route(sides, names)
+    routes, replaced = _route(sides, names)
     moves = [_move(sides, path, routes.get(path)) for path in sides.targets]
     _account(sides, names, routes)
     sides.problems.raise_all()
     used = {name for route in routes.values() for name in route.sources}
     waived = tuple(name for name in sides.sources if name not in used)
-    return Plan(tuple(moves), waived, sides.targets, sides.sources)
+    would = (_replaced(sides, path, replaced[path]) for path in sides.targets if path in replaced)
+    return Plan(tuple(moves), waived, sides.targets, sides.sources, replaced=tuple(move for move in would if move))
 
 
 class _Sides:
@@ -162,8 +163,8 @@ def _found(rules: Sequence[Naming], name: str, sides: _Sides) -> list[tuple[Nami
     return out
 
 
-def _route(sides: _Sides, names: _Names) -> dict[str, _Route]:
-    """``{target path: route}``; what leads nowhere goes to ``names.surplus``."""
+def _route(sides: _Sides, names: _Names) -> tuple[dict[str, _Route], dict[str, _Route]]:
+    """``{target path: route}``, and those of fresh leaves apart; what leads nowhere goes to ``names.surplus``."""
     arrivals: dict[str, list[tuple[Lead, str]]] = {}
     for name, leads in names.leads.items():
         for lead in leads if name not in sides.waived else ():
@@ -173,7 +174,8 @@ def _route(sides: _Sides, names: _Names) -> dict[str, _Route]:
                 names.surplus.setdefault(name, lead.target)
     routes = {path: _joined(sides, names, path, found) for path, found in arrivals.items()}
     _tie(sides, routes)
-    return {path: route for path, route in routes.items() if path not in sides.fresh}
+    replaced = {path: route for path, route in routes.items() if path in sides.fresh}
+    return {path: route for path, route in routes.items() if path not in replaced}, replaced
 
 
 def _joined(sides: _Sides, names: _Names, path: str, found: list[tuple[Lead, str]]) -> _Route:
@@ -236,6 +238,21 @@ def _move(sides: _Sides, path: str, route: _Route | None) -> Move:
         return Move(path, source)
     _compare(sides, path, route.sources, came, ops)
     return Move(path, source, tuple(ops))
+
+
+def _replaced(sides: _Sides, path: str, route: _Route) -> Move | None:
+    """The move that a fresh leaf would have had, whatever its size; ``None`` where the rules do not fit its source."""
+    ops = list(route.ops)
+    try:
+        came = infer_ops(ops, [sides.sources[name] for name in route.sources])
+        for _, rule in sides.transforms.get(path, ()):
+            op = None if rule.conditional else rule.op_for(came, sides.targets[path])
+            if op is not None:
+                came = infer_ops([op], [came])
+                ops.append(op)
+    except PlanError:
+        return None
+    return Move(path, route.source, tuple(ops))
 
 
 def _compare(sides: _Sides, path: str, sources: tuple[str, ...], came: Spec, ops: Sequence[Op]) -> None:

@@ -16,10 +16,13 @@ VERSION = 1
 
 def dump(plan: Plan) -> str:
     """The text that :func:`parse` reads, with one line per leaf."""
+    listed = lambda moves: _lines(json.dumps([m.target, m.source, m.ops]) for m in moves)
+    replaced = ',\n"replaced": [\n' + listed(plan.replaced) + "]" if plan.replaced else ""
     return "".join(
         [
             f'{{"format": {json.dumps(FORMAT)}, "version": {VERSION}, "fingerprint": {json.dumps(plan.fingerprint)}',
-            ',\n"moves": [\n' + _lines(json.dumps([m.target, m.source, m.ops]) for m in plan.moves) + "]",
+            ',\n"moves": [\n' + listed(plan.moves) + "]",
+            replaced,
             ',\n"waived": [\n' + _lines(map(json.dumps, plan.waived)) + "]",
             ',\n"targets": {\n' + _lines(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plan.shapes.items()) + "}",
             ',\n"sources": {\n' + _lines(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in plan.sources.items()) + "}}\n",
@@ -40,17 +43,19 @@ def parse(text: str) -> Plan:
             f"the plan has version {data.get('version')!r}; this transferjax reads version {VERSION}. "
             "Make the plan again, or read it with the version that wrote it."
         )
-    found = set(data) - {"format", "version"}
+    found = set(data) - {"format", "version", "replaced"}
     if found != {"fingerprint", "moves", "waived", "targets", "sources"}:
         raise PlanError(
             f"the plan has the entries {listing(sorted(found), 8)}; "
-            "expected fingerprint, moves, sources, targets, waived."
+            "expected fingerprint, moves, sources, targets, waived, and where leaves are fresh replaced."
         )
     shapes, sources = _specs(data["targets"], "targets"), _specs(data["sources"], "sources")
     moves = tuple(_move(one, number) for number, one in enumerate(_list(data["moves"], "moves")))
     waived = tuple(_text(one, "waived name") for one in _list(data["waived"], "waived"))
     fingerprint = None if data["fingerprint"] is None else _text(data["fingerprint"], "fingerprint")
-    plan = Plan(moves, waived, shapes, sources, fingerprint)
+    replaced = _list(data.get("replaced", []), "replaced moves")
+    would = tuple(_move(one, number) for number, one in enumerate(replaced))
+    plan = Plan(moves, waived, shapes, sources, fingerprint, would)
     verify(plan)
     return plan
 
@@ -79,6 +84,12 @@ def verify(plan: Plan) -> None:
         made = infer(move.ops, [plan.sources[name] for name in move.sources])
         if made != plan.shapes[move.target]:
             raise PlanError(f"'{move.target}' expects {plan.shapes[move.target]}; its move makes {made}.")
+    fresh = {move.target for move in plan.moves if move.source is None}
+    for move in plan.replaced:
+        if move.target not in fresh or not move.sources or not plan.sources.keys() >= {*move.sources}:
+            raise PlanError(f"'{move.target}' is no fresh leaf that replaces a source leaf; expected one of each.")
+        infer(move.ops, [plan.sources[name] for name in move.sources])
+        fresh.remove(move.target)
 
 
 def _lines(entries: Any) -> str:

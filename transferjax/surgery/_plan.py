@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from transferjax._errors import PlanError, describe
 from transferjax._report import Report
 from transferjax.surgery._ops import Op, Spec, run, show, spec_of
+from transferjax.tree import Selector
 
 Read = Callable[[str], Any]
 
@@ -80,6 +81,8 @@ class Plan:
       shapes: ``{target path: (shape, dtype)}``.
       sources: ``{source name: (shape, dtype)}`` of every source leaf, waived ones too.
       fingerprint: of the source that the plan is bound to, or ``None``; see :meth:`with_source`.
+      replaced: the moves that fresh leaves would have had, for those to which the rules lead a source leaf; their
+        shapes need not fit. Only :meth:`inverse` reads them: a new head goes back under the old one's name.
     """
 
     moves: tuple[Move, ...]
@@ -87,6 +90,7 @@ class Plan:
     shapes: Mapping[str, Spec]
     sources: Mapping[str, Spec]
     fingerprint: str | None = None
+    replaced: tuple[Move, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.moves, self.waived, self.fingerprint))
@@ -196,6 +200,43 @@ class Plan:
                 f"'{move.target}' is fresh, but its initial value is a jax.ShapeDtypeStruct. Pass an array."
             )
         return value
+
+    def inverse(self, *moves: Move, leave_out: Selector | str | None = None, lossy: bool = False) -> Plan:
+        """The plan that goes back: from this plan's targets to its source's names, shapes and dtypes.
+
+        Permutations and reshapes are turned round, parts that were cut from one leaf are joined and the other way
+        round, casts go back. Where several leaves hold all of a source leaf (``tie``, ``repeat``), the first makes it
+        and the others are waived. A fresh leaf goes where the leaf that it replaced came from, in its own size: a new
+        head is written under the old head's name. Source leaves that this plan waives are not made. The order of the
+        source's leaves is natural, as in the plan.
+
+        Args:
+          *moves: how leaves are made that have no inverse, or no name in the source:
+            ``Move("classifier.weight", "head/kernel", (("permute", (1, 0)),))``. They precede what would be found.
+          leave_out: source leaves not to make, and fresh target leaves not to write; by their names.
+          lossy: whether a cast that dropped digits (float32 to bfloat16) goes back too: the dtype, not the digits.
+
+        Returns:
+          A :class:`Plan`, bound to no source.
+
+        Raises:
+          PlanError: an operation has no inverse (resizing, a lossy cast), parts are missing, a fresh leaf has no name
+            in the source, a given move does not fit, or ``leave_out`` selects nothing.
+
+        >>> import numpy as np
+        >>> from transferjax.surgery import plan, fresh, permute, rename
+        >>> source = {"stem.w": np.ones((2, 3)), "fc.w": np.ones((1000, 2))}
+        >>> target = {"stem": np.ones((3, 2)), "head": np.ones((2, 10))}
+        >>> made = plan(source, target, rename("stem.w", "stem"), rename("fc.w", "head"), fresh("head"),
+        ...             permute("**", (1, 0)))
+        >>> for name, array in made.inverse().apply(target).items():
+        ...     print(name, array.shape)
+        fc.w (10, 2)
+        stem.w (2, 3)
+        """
+        from transferjax.surgery._inverse import invert
+
+        return invert(self, moves, leave_out, lossy)
 
     def to_json(self) -> str:
         """The whole plan as JSON; ``Plan.from_json`` is its exact inverse."""

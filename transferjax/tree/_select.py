@@ -133,7 +133,8 @@ def regex(pattern: str) -> Selector:
         raise SelectionError(
             f"regex '{pattern}' does not compile: {error}. Write a Python regular expression."
         ) from None
-    return Selector(f"regex('{pattern}')", _Matches(pattern))
+    raw = "\\" in pattern and "'" not in pattern and not pattern.endswith("\\")
+    return Selector(f"regex(r'{pattern}')" if raw else f"regex({pattern!r})", _Matches(pattern))
 
 
 def where(predicate: Callable[[str, Any], bool], name: str | None = None) -> Selector:
