@@ -30,7 +30,7 @@ ALLOWED = {
     "interop": CORE | {"flax"},
     "report": CORE | {"matplotlib"},
     "models": CORE | {"flax"},
-    "io": CORE | {"orbax", "tensorstore", "h5py", "matplotlib"},
+    "io": CORE | {"orbax", "tensorstore", "matplotlib", "huggingface_hub", "etils"},
     "data": CORE
     | {
         "tensorflow_datasets",

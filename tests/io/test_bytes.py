@@ -7,7 +7,17 @@ import pytest
 
 from transferjax._errors import CheckpointError
 from transferjax.io import _bytes
-from transferjax.io._bytes import FileBytes, MemoryBytes, Window, check_range, folder_sha256, pieces, read
+from transferjax.io._bytes import (
+    FileBytes,
+    Joined,
+    MemoryBytes,
+    Paged,
+    Window,
+    check_range,
+    folder_sha256,
+    pieces,
+    read,
+)
 
 
 @pytest.fixture
@@ -21,6 +31,8 @@ def test_every_source_reads_alike(file):
         FileBytes(str(file)),
         MemoryBytes(b"0123456789", "m"),
         Window(MemoryBytes(b"ab0123456789c", "m"), 2, 10, "w"),
+        Paged(MemoryBytes(b"0123456789", "m")),
+        Joined([MemoryBytes(part, "m") for part in (b"0123", b"", b"4", b"56789")], "j"),
     ):
         assert bytes(read(source, 3, 4)) == b"3456" and source.size == 10
         with pytest.raises(
@@ -65,3 +77,19 @@ def test_a_file_that_ends_while_it_is_read(file, monkeypatch):
     source.size = 20
     with pytest.raises(CheckpointError, match="ended at byte 10 while it was being read"):
         read(source, 5, 10)
+
+
+def test_pages_are_read_once_and_few_are_kept(monkeypatch):
+    monkeypatch.setattr(Paged, "PAGE", 4)
+    monkeypatch.setattr(Paged, "PAGES", 2)
+    whole, asked = bytes(range(30)), []
+
+    class Counted(MemoryBytes):
+        def read_into(self, offset, out):
+            asked.append((offset, len(out)))
+            super().read_into(offset, out)
+
+    paged = Paged(Counted(whole, "m"))
+    assert bytes(read(paged, 3, 4)) == whole[3:7] and bytes(read(paged, 1, 7)) == whole[1:8]
+    assert asked == [(0, 4), (4, 4)]
+    assert bytes(read(paged, 0, 30)) == whole and asked[2:] == [(n, min(4, 30 - n)) for n in range(8, 30, 4)]

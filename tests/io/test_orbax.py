@@ -246,3 +246,33 @@ def test_a_system_error_while_writing(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"cannot write '.*w': No space left on device. What was there before"):
         save(tmp_path / "w", {"a": np.ones(2)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["standard", "manager/5", "plain", "v1"])
+def test_one_leaf_and_its_slices_need_no_other(v0, v1, tmp_path, name, monkeypatch):
+    """What is read is that leaf alone, and of it the chunks that the slice touches."""
+    checkpoint = open(v1 if name == "v1" else v0 / name)
+    from transferjax.io import _orbax
+
+    asked, original = [], _orbax.Stored.box
+    monkeypatch.setattr(
+        _orbax.Stored, "box", lambda self, low, high: asked.append((low, high)) or original(self, low, high)
+    )
+    w = TREE["bb"]["w"]
+    for index, box in (
+        (np.s_[2:4, ::3], ((2, 0), (4, 7))),
+        (np.s_[-1], ((7, 0), (8, 8))),
+        (np.s_[..., 5:], ((0, 5), (8, 8))),
+        (np.s_[8:], ((0, 0), (0, 8))),
+    ):
+        np.testing.assert_array_equal(checkpoint.read("bb/w", index), w[index])
+        assert asked.pop() == box and not asked
+    if name == "plain":  # there each leaf is a directory of its own
+        shutil.copytree(v0 / name, tmp_path / "x")
+        shutil.rmtree(tmp_path / "x/layers.0")
+        (tmp_path / "x/layers.0").mkdir()
+        (tmp_path / "x/layers.0/.zarray").write_bytes((v0 / name / "layers.0/.zarray").read_bytes())
+        damaged = open(tmp_path / "x")
+        np.testing.assert_array_equal(damaged.read("bb/w", 3), w[3])
+        with pytest.raises(CheckpointError, match=r"'layers/0' in .* is damaged or incomplete"):
+            damaged.read("layers/0")

@@ -10,7 +10,7 @@ import pytest
 
 from transferjax import Model
 from transferjax._errors import CheckpointError, PlanError
-from transferjax.io import open, restore, save
+from transferjax.io import _leafwise, open, restore, save
 from transferjax.surgery import cast, fresh, permute, plan, rename, waive
 
 SOURCE = {
@@ -197,6 +197,85 @@ for format in ("npz", "orbax"):
 
 def test_eight_devices(tmp_path):
     subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path) + "/"], check=True)
+
+
+PARTS = """
+import sys, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from transferjax import io
+from transferjax._errors import CheckpointError
+from transferjax.surgery import cast, permute, plan, rename, reshape, split
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+rng = np.random.default_rng(0)
+tree = {n: rng.standard_normal((16, 24)).astype(np.float32) for n in ("copy", "cast", "turn", "fold", "qkv")}
+io.save(sys.argv[1] + "/w.npz", tree)
+source = io.open(sys.argv[1] + "/w.npz")
+shapes = {"copy": (16, 24), "cast": (16, 24), "turn": (24, 16), "fold": (8, 48), **dict.fromkeys("qkv", (16, 8))}
+target = {n: jax.ShapeDtypeStruct(s, "bfloat16" if n == "cast" else "float32") for n, s in shapes.items()}
+rules = [cast("cast", "bfloat16"), permute("turn", (1, 0)), reshape("fold", (8, 48)), split("qkv", [*"qkv"], axis=1)]
+made = plan(source.shapes, target, *rules)
+expected = {"copy": tree["copy"], "cast": tree["cast"].astype("bfloat16"), "turn": tree["turn"].T}
+expected |= {"fold": tree["fold"].reshape(8, 48)} | dict(zip("qkv", np.split(tree["qkv"], 3, axis=1)))
+
+largest, put = [], io._leafwise.jax.make_array_from_callback
+def watched(shape, sharding, callback, dtype=None):
+    def parts(index):
+        part = callback(index)
+        largest.append(part.size / np.prod(shape))
+        return part
+    return put(shape, sharding, parts, dtype=dtype)
+jax.make_array_from_callback = watched
+jax.device_put = None  # nothing is placed whole
+
+for spec, share in ((P("a", "b"), 8), (P(("a", "b")), 8), (P(None, "b"), 2), (P("a"), 4)):
+    where = NamedSharding(mesh, spec)
+    largest.clear()
+    found = io.restore(source, made, target, where)
+    for name, leaf in found.items():
+        assert leaf.sharding == where and leaf.dtype == target[name].dtype, name
+        for shard in leaf.addressable_shards:
+            assert shard.data.size * share == leaf.size
+            assert (np.asarray(shard.data) == expected[name][shard.index]).all(), (name, spec)
+    assert max(largest) == 1 / share, (spec, max(largest))
+try:
+    io.restore(source, made, target, NamedSharding(Mesh(np.array(jax.devices()[:7]), ("d",)), P("d")))
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_no_device_holds_a_sharded_leaf_whole(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PARTS, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert "'cast' (16, 24) bfloat16 cannot be placed in NamedSharding" in done.stdout
+
+
+def _boxes(made, checkpoint, boxes):
+    """What is read for some parts of a leaf, and those parts."""
+    asked = []
+
+    class Spied:
+        shapes = checkpoint.shapes
+
+        def read(self, name, index=None):
+            asked.append(index)
+            return checkpoint.read(name, index)
+
+    cut = _leafwise._reader(Spied(), made, made.moves[0], set(boxes))
+    return [cut(box) for box in boxes], asked
+
+
+def test_a_process_reads_the_box_around_its_parts_or_each_alone(tmp_path):
+    array = np.arange(48.0).reshape(8, 6)
+    save(tmp_path / "w.npz", {"w": array})
+    checkpoint = open(tmp_path / "w.npz")
+    made = plan(checkpoint.shapes, {"w": array.T}, permute("w", (1, 0)))
+    near, asked = _boxes(made, checkpoint, [((0, 0), (3, 4)), ((3, 0), (6, 4))])
+    assert asked == [(slice(0, 4), slice(0, 6))]
+    np.testing.assert_array_equal(np.concatenate(near), array.T[:, :4])
+    far, asked = _boxes(made, checkpoint, [((0, 0), (2, 2)), ((4, 6), (6, 8))])
+    assert asked == [(slice(0, 2), slice(0, 2)), (slice(6, 8), slice(4, 6))]
+    np.testing.assert_array_equal(far[1], array.T[4:, 6:])
 
 
 def test_something_else_as_a_plan(source):

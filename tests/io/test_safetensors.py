@@ -35,8 +35,17 @@ def test_every_dtype_comes_back_bit_for_bit(tmp_path, dtype):
     array = np.frombuffer(np.random.default_rng(0).bytes(6 * dtype.itemsize), dtype).reshape(2, 3)
     array = array if dtype != np.bool_ else array.view(np.uint8) % 2 == 1
     save(tmp_path / "w.safetensors", {"w": array}, format="safetensors")
-    found = open(tmp_path / "w.safetensors")["w"]
-    assert (found.dtype, found.tobytes()) == (dtype, array.tobytes())
+    checkpoint = open(tmp_path / "w.safetensors")
+    assert (checkpoint["w"].dtype, checkpoint["w"].tobytes()) == (dtype, array.tobytes())
+    save_file({"w": array.view(f"u{dtype.itemsize}")}, tmp_path / "bits.safetensors")
+    data = (tmp_path / "bits.safetensors").read_bytes()
+    name = {1: b'"U8"', 2: b'"U16"', 4: b'"U32"', 8: b'"U64"'}[dtype.itemsize]
+    text = data[8:].replace(name, f'"{NAMES[dtype]}"'.encode())
+    length = int.from_bytes(data[:8], "little") + len(text) - len(data[8:])
+    (tmp_path / "foreign.safetensors").write_bytes(struct.pack("<Q", length) + text)
+    for part in (np.s_[:, 1], np.s_[1, ::2], np.s_[::-1]):  # a file without our digests is read in place
+        found = open(tmp_path / "foreign.safetensors").read("w", part)
+        assert (found.dtype, found.tobytes()) == (dtype, array[part].tobytes())
 
 
 def test_the_package_names_the_dtypes_alike(tmp_path):

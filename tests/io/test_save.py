@@ -19,7 +19,7 @@ from transferjax import Model
 from transferjax._errors import CheckpointError
 from transferjax.io import load, open, save
 
-FORMATS = ["orbax", "safetensors", "npz"]
+FORMATS = ["orbax", "safetensors", "npz", "msgpack"]
 ALL = [
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64",
     "complex64", "bfloat16", "float8_e4m3fn", "float8_e5m2",
@@ -89,7 +89,7 @@ trees = st.dictionaries(
 )
 
 
-@pytest.mark.parametrize("format", ["safetensors", "npz"])
+@pytest.mark.parametrize("format", ["safetensors", "npz", "msgpack"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=trees)
 def test_any_tree_comes_back(tmp_path, kit, format, tree):
@@ -207,7 +207,7 @@ def test_metadata_under_a_number(tmp_path):
 
 def test_an_unknown_format(tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"format 'pickle' is not written here. Expected one of orbax, safetensors, npz"
+        CheckpointError, match=r"format 'pickle' is not written here. Expected one of orbax, safetensors, npz, msgpack"
     ):
         save(tmp_path / "w", {"a": 1}, format="pickle")
 
@@ -237,7 +237,14 @@ def test_nothing_warns(tmp_path, tree):
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("w.safetensors", "safetensors"), ("w.NPZ", "npz"), ("w.npz", "npz"), ("w", "orbax"), ("w.v2", "orbax")],
+    [
+        ("w.safetensors", "safetensors"),
+        ("w.NPZ", "npz"),
+        ("w.npz", "npz"),
+        ("w.msgpack", "msgpack"),
+        ("w", "orbax"),
+        ("w.v2", "orbax"),
+    ],
 )
 def test_without_a_format_the_ending_of_the_path_decides(tmp_path, name, format):
     report = save(tmp_path / name, {"a": np.ones(2, np.float32)})

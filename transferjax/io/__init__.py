@@ -1,6 +1,7 @@
 """Checkpoints: opened lazily, moved into a model by a plan, saved with digests."""
 
 from transferjax.io._checkpoint import Checkpoint
+from transferjax.io._diff import diff
 from transferjax.io._figure import write_figure
 from transferjax.io._load import load
 from transferjax.io._open import open
@@ -8,5 +9,6 @@ from transferjax.io._restore import restore
 from transferjax.io._run import Run
 from transferjax.io._save import save
 from transferjax.io._state import fingerprint
+from transferjax.io._transplant import transplant
 
-__all__ = ["Checkpoint", "Run", "fingerprint", "load", "open", "restore", "save", "write_figure"]
+__all__ = ["Checkpoint", "Run", "diff", "fingerprint", "load", "open", "restore", "save", "transplant", "write_figure"]

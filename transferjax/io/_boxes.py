@@ -104,10 +104,9 @@ def _fill(source: Bytes, out: np.ndarray, offset: int, strides: Corner) -> None:
     elif span <= max(NEAR, 2 * out.nbytes):
         buffer = np.empty(span, np.uint8)
         source.read_into(offset, raw(buffer))
-        first = buffer[: span // out.itemsize * out.itemsize].view(out.dtype) if span % out.itemsize == 0 else None
-        if first is None:
+        if span % out.itemsize:
             raise CheckpointError(f"{source.where} is damaged: strides {strides} do not fit the element size.")
-        out[...] = np.lib.stride_tricks.as_strided(first, out.shape, strides, writeable=False)
+        out[...] = np.ndarray(out.shape, out.dtype, buffer, 0, strides)
     else:
         for row in range(out.shape[0]):
             _fill(source, out[row, ...], offset + row * strides[0], strides[1:])

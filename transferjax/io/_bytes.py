@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from transferjax._errors import CheckpointError
@@ -120,6 +122,52 @@ class Window:
     def read_into(self, offset: int, out: memoryview) -> None:
         check_range(self, offset, len(out))
         self._inner.read_into(self._offset + offset, out)
+
+
+class Paged:
+    """The same bytes for many small reads: pages of 16 KiB are kept, 1 MiB in all."""
+
+    PAGE, PAGES = 1 << 14, 64
+
+    def __init__(self, inner: Bytes):
+        self._inner, self._pages = inner, {}
+        self.size, self.where = inner.size, inner.where
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        check_range(self, offset, len(out))
+        done = 0
+        while done < len(out):
+            number, first = divmod(offset + done, self.PAGE)
+            page = self._page(number)
+            count = min(len(page) - first, len(out) - done)
+            out[done : done + count] = page[first : first + count]
+            done += count
+
+    def _page(self, number: int) -> bytearray:
+        if number not in self._pages:
+            if len(self._pages) >= self.PAGES:
+                self._pages.pop(next(iter(self._pages)))
+            start = number * self.PAGE
+            self._pages[number] = read(self._inner, start, min(self.PAGE, self.size - start))
+        return self._pages[number]
+
+
+class Joined:
+    """Several runs of bytes, one after another."""
+
+    def __init__(self, parts: Sequence[Bytes], where: str):
+        self._parts, self.where = tuple(parts), where
+        self._ends = list(itertools.accumulate(part.size for part in parts))
+        self.size = self._ends[-1]
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        check_range(self, offset, len(out))
+        done, number = 0, bisect.bisect_right(self._ends, offset)
+        while done < len(out):
+            part, end = self._parts[number], self._ends[number]
+            count = min(end - offset - done, len(out) - done)
+            part.read_into(offset + done - (end - part.size), out[done : done + count])
+            done, number = done + count, number + 1
 
 
 def folder_sha256(path: str) -> str:

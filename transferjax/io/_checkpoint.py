@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from transferjax._errors import CheckpointError, nearest_hint
-from transferjax.io._boxes import normalise
+from transferjax.io._boxes import c_strides, normalise
 from transferjax.io._manifest import Manifest, dtype_of
 from transferjax.io._reader import Reader
 
@@ -19,9 +19,11 @@ class Checkpoint:
 
     Attributes:
       path: the absolute path.
-      format: ``"torch"``, ``"torch-legacy"``, ``"safetensors"``, ``"npz"`` or ``"orbax"``.
+      format: ``"torch"``, ``"torch-legacy"``, ``"safetensors"``, ``"npz"``, ``"msgpack"``, ``"keras"`` (an archive),
+        ``"keras-weights"`` (``.weights.h5``), ``"keras-legacy"`` (an older ``.h5``), ``"hdf5"`` or ``"orbax"``.
       shapes: ``{path: jax.ShapeDtypeStruct}`` with the file's own names, in natural order as stored.
-      metadata: what is no array: the ``metadata`` given to ``save``, a torch file's numbers and strings.
+      metadata: what is no array: the ``metadata`` given to ``save``, a torch file's numbers and strings, the
+        ``config`` of a Hugging Face folder (its ``config.json``) or of a Keras file.
       kinds: ``{path: kind}`` of leaves that were no arrays when saved: ``"int"``, ``"float"``, ``"bool"``,
         ``"complex"`` or ``"key:<implementation>"`` (the array is then the key's data).
 
@@ -40,12 +42,12 @@ class Checkpoint:
         self._digest_matched = False
         self._fingerprint: str | None = None
         self.kinds: Mapping[str, str] = reader.kinds
-        self.metadata: Mapping[str, Any] = reader.metadata
+        self.metadata: Mapping[str, Any] = {**reader.metadata, **reader.beside}
         dtypes = {name: entry.dtype for name, entry in reader.entries.items()}
         if self._manifest is not None:
             self._manifest.check(reader.entries)
             leaves = self._manifest.leaves
-            self.metadata = self._manifest.metadata
+            self.metadata = {**self._manifest.metadata, **reader.beside}
             self.kinds = {name: facts["kind"] for name, facts in leaves.items() if "kind" in facts}
             dtypes = {name: dtype_of(leaves[name]["dtype"], f"'{path}'") for name in dtypes}
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {
@@ -83,7 +85,14 @@ class Checkpoint:
             )
         low, high, inner = normalise(... if index is None else index, entry.shape, path)
         out = entry.box(low, high) if self._manifest is None else self._manifest.read(path, entry, low, high)
-        return out if index is None else np.array(out[inner], order="C")
+        return out if index is None else np.asarray(out[inner], order="C")  # copied only where it is not contiguous
+
+    def sliceable(self, path: str) -> bool:
+        """Whether a part of an array costs about its share: it is stored in C order and not compressed as one piece."""
+        entry: Any = self._reader.entries[path]
+        compressed = getattr(getattr(entry, "source", None), "compressed", False)
+        strides = getattr(entry, "strides", None)
+        return not compressed and strides in (None, c_strides(entry.shape, entry.dtype.itemsize))
 
     @property
     def verified(self) -> str:

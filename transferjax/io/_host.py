@@ -57,12 +57,17 @@ def to_host(path: str, leaf: Any) -> np.ndarray:
     elif not isinstance(leaf, np.ndarray | np.generic):
         raise CheckpointError(f"'{path}' is {describe(leaf)}. Expected an array or a number; text goes into metadata.")
     array = np.asarray(leaf)
-    if array.dtype not in _EXTRA and array.dtype.kind not in "biufc":
+    if not is_numbers(array.dtype):
         raise CheckpointError(f"'{path}' is {describe(array)}. Expected an array of numbers.")
     if (array.dtype == np.longdouble and array.dtype.itemsize > 8) or array.dtype.itemsize > 16:
         raise CheckpointError(f"'{path}' is {describe(array)}, which no format here holds. Cast it to float64.")
     # ascontiguousarray alone would make a 0-d array 1-d.
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def is_numbers(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of numbers, those of ``ml_dtypes`` included."""
+    return dtype in _EXTRA or dtype.kind in "biufc"
 
 
 def from_host(array: np.ndarray, kind: str | None) -> Any:

@@ -29,8 +29,13 @@ def leaf_facts(array: np.ndarray, kind: str | None) -> dict[str, Any]:
         ``"key:<implementation>"``.
     """
     block = block_shape(array.shape, array.dtype.itemsize, BLOCK)
-    digests = [_digest(array[_slices(a, b)]) for _, a, b in blocks(array.shape, block, (0,) * array.ndim, array.shape)]
-    facts: dict[str, Any] = {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digests}
+    digests = [digest(array[_slices(a, b)]) for _, a, b in blocks(array.shape, block, (0,) * array.ndim, array.shape)]
+    return facts_of(array, digests, kind)
+
+
+def facts_of(leaf: Any, digests: list[str], kind: str | None) -> dict[str, Any]:
+    """The manifest's entry of a leaf whose blocks have these digests; anything with shape and dtype."""
+    facts: dict[str, Any] = {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "sha256": digests}
     return {**facts, "kind": kind} if kind else facts
 
 
@@ -94,7 +99,7 @@ class Manifest:
         out = np.empty(tuple(b - a for a, b in zip(low, high)), dtype)
         for number, first, last in blocks(entry.shape, block, low, high):
             part = entry.box(first, last).view(dtype)
-            if _digest(part) != facts["sha256"][number]:
+            if digest(part) != facts["sha256"][number]:
                 raise CheckpointError(
                     f"'{path}' in {self._where} is damaged: block {number} of {len(facts['sha256'])} does not match "
                     "its digest."
@@ -117,7 +122,8 @@ def _slices(low: Corner, high: Corner, origin: Corner | None = None) -> tuple[sl
     return tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin))
 
 
-def _digest(array: np.ndarray) -> str:
+def digest(array: np.ndarray) -> str:
+    """The sha256 of an array's bytes in C order, as hexadecimal digits."""
     return hashlib.sha256(raw(np.ascontiguousarray(array))).hexdigest()
 
 

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from transferjax._errors import CheckpointError
@@ -80,26 +81,28 @@ def _dtype(text: str, name: str, damaged: Any) -> np.dtype:
         raise CheckpointError(f"'{name}' holds pickled Python objects, which are not read. Expected numbers.")
     if text[:1] == ">":
         raise CheckpointError(f"'{name}' has dtype {text}. Expected little-endian numbers.")
-    if text[1:2] in "VSU":
-        hint = " numpy.savez forgets the names of bfloat16 and float8: write them with transferjax.io.save."
+    if text in ("|V2", "<V2"):  # the only dtype of 2 bytes that numpy forgets
+        return np.dtype(ml_dtypes.bfloat16)
+    if text[1:2] in "VSU" or text == "<f1":
+        hint = " numpy.savez forgets the names of float8 and int4: write them with transferjax.io.save."
         raise CheckpointError(f"'{name}' has dtype {text}. Expected numbers.{hint}")
     if text not in _PLAIN:
         raise damaged(f"its dtype {text} is no number")
     return np.dtype(text)
 
 
-def write_npz(file: BinaryIO, arrays: Mapping[str, Callable[[], np.ndarray]], manifest: str) -> None:
+def write_npz(file: BinaryIO, arrays: Mapping[str, Callable[[], np.ndarray]], manifest: Callable[[], str]) -> None:
     """Writes an uncompressed archive that ``numpy.load`` reads; dtypes unknown to numpy go as unsigned integers.
 
     Args:
       file: open for writing and seeking.
       arrays: functions that give each array, C-contiguous, when its turn comes.
-      manifest: stored as one more member of bytes.
+      manifest: gives what is stored as one more member of bytes; asked after the arrays are written.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             _write(archive, name, array())
-        _write(archive, KEY, np.frombuffer(manifest.encode(), np.uint8))
+        _write(archive, KEY, np.frombuffer(manifest().encode(), np.uint8))
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:

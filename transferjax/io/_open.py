@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import posixpath
+from typing import Any
 
 from transferjax._errors import CheckpointError, listing
 from transferjax.io._bytes import FileBytes, read
 from transferjax.io._checkpoint import Checkpoint
+from transferjax.io._hdf5 import MAGIC
+from transferjax.io._keras import WEIGHTS, read_hdf5, read_keras
+from transferjax.io._msgpack import looks_like, read_msgpack
 from transferjax.io._npz import read_npz
 from transferjax.io._reader import Reader
-from transferjax.io._safetensors import read_safetensors
+from transferjax.io._remote import local
+from transferjax.io._safetensors import parse_json, read_safetensors
 from transferjax.io._sharded import read_sharded
 from transferjax.io._torch import read_stream, read_zip
 from transferjax.io._zip import members
@@ -20,11 +26,16 @@ def open(path: str | os.PathLike[str], digest: str | None = None) -> Checkpoint:
     """Opens a checkpoint without reading its arrays.
 
     Understood, by content and not by name: files of ``torch.save`` (zip and older stream; nothing in them is executed,
-    torch is not needed), safetensors, sharded weights (``*.index.json`` or the folder that holds it), ``.npz``, and
-    Orbax directories. Nested dicts of a torch file are joined by dots: ``state_dict.conv.weight``.
+    torch is not needed), safetensors, sharded weights (``*.index.json``), folders of Hugging Face (``config.json`` is
+    then in the metadata), ``.npz`` (2 raw bytes per element are bfloat16, as big_vision stores it), msgpack of Flax,
+    ``.keras``, ``.weights.h5`` and whole Keras models in ``.h5`` (neither Keras nor h5py is needed), and Orbax
+    directories. Nested dicts of a torch file are joined by dots: ``state_dict.conv.weight``; Keras variables are
+    called ``<layer>/kernel``, its optimizer's ``optimizer/...``.
 
     Args:
-      path: a file or directory.
+      path: a file or directory; or ``"hf:org/name"``, ``"hf:org/name@revision"``, either with ``"/file"`` behind it
+        (needs the extra ``hub``); or a URL of ``gs://``, ``s3://``, ``az://``, which ``etils.epath`` copies into the
+        cache (``$TRANSFERJAX_CACHE``, else ``~/.cache/transferjax``) before anything is read.
       digest: the expected sha256 of the file, or a ``fingerprint()``; checked before anything is served.
 
     Returns:
@@ -42,7 +53,7 @@ def open(path: str | os.PathLike[str], digest: str | None = None) -> Checkpoint:
     """
     if not isinstance(path, str | os.PathLike):
         raise CheckpointError(f"open() expects the path of a file or directory, got {type(path).__name__}.")
-    where = os.path.abspath(os.fspath(path))
+    where = os.path.abspath(local(os.fspath(path)))
     if not os.path.exists(where):
         raise CheckpointError(f"there is nothing at '{where}'.{_neighbours(where)}")
     checkpoint = Checkpoint(where, _folder(where) if os.path.isdir(where) else _file(where))
@@ -68,8 +79,10 @@ def _file(path: str) -> Reader:
         return read_stream(file)
     if head[8:9] == b"{":
         return read_safetensors(file)
-    if head[:8] == b"\x89HDF\r\n\x1a\n":
-        raise CheckpointError(f"{file.where} is an HDF5 file, which is not read here. Expected {_KNOWN}.")
+    if head[:8] == MAGIC:
+        return read_hdf5(file)
+    if looks_like(head) or suffix == ".msgpack":
+        return read_msgpack(file)
     # The first bytes are nobody's: if the name says what it should be, that reader's complaint is the clearest.
     expected = {".safetensors": read_safetensors, ".npz": _archive, ".pth": read_stream, ".pt": read_stream}
     if suffix in expected:
@@ -77,7 +90,7 @@ def _file(path: str) -> Reader:
     raise CheckpointError(f"{file.where} is no checkpoint that is known here. Expected {_KNOWN}.")
 
 
-_KNOWN = "a torch, safetensors or npz file, or an Orbax directory"
+_KNOWN = "a torch, safetensors, npz, msgpack or Keras file, or an Orbax directory"
 
 
 def _archive(file: FileBytes) -> Reader:
@@ -88,23 +101,42 @@ def _archive(file: FileBytes) -> Reader:
         return read_npz(file, archive)
     if file.path.lower().endswith(".npz") and archive:
         return read_npz(file, archive)
+    if WEIGHTS in archive or file.path.lower().endswith(".keras"):
+        return read_keras(file, archive)
     names = listing(sorted(archive), 3) if archive else "nothing"
     raise CheckpointError(f"{file.where} is an archive of {names}. Expected torch's data.pkl, or .npy arrays.")
+
+
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
+_OTHER = ("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack")
+"""The weights in a Hugging Face folder, the preferred first; files of the same weights may lie beside each other."""
 
 
 def _folder(path: str) -> Reader:
     names = sorted(os.listdir(path))
     indices = [name for name in names if name.endswith(".index.json")]
     weights = [name for name in names if name.endswith(".safetensors")]
-    if len(indices) > 1:
+    if len(indices) > 1 and not set(indices) <= {*_SAFE, *_OTHER}:
         raise CheckpointError(f"'{path}' holds {len(indices)} indices: {listing(indices)}. Open one of them.")
-    if indices:
-        return read_sharded(FileBytes(os.path.join(path, indices[0])), _file)
-    if len(weights) == 1:
-        return _file(os.path.join(path, weights[0]))
-    from transferjax.io import _orbax  # tensorstore is heavy: only directories need it
+    found = [name for name in _SAFE if name in names] + [name for name in indices if name not in _SAFE + _OTHER]
+    found += weights if len(weights) == 1 else []
+    found += [name for name in _OTHER if name in names]
+    if not found:
+        from transferjax.io import _orbax  # tensorstore is heavy: only directories need it
 
-    return _orbax.read_orbax(path)
+        return _orbax.read_orbax(path)
+    file = os.path.join(path, found[0])
+    reader = read_sharded(FileBytes(file), _file) if found[0] in indices else _file(file)
+    return dataclasses.replace(reader, beside=_configuration(path, names))
+
+
+def _configuration(path: str, names: list[str]) -> dict[str, Any]:
+    if "config.json" not in names:
+        return {}
+    file = FileBytes(os.path.join(path, "config.json"))
+    if file.size > 1 << 26:
+        raise CheckpointError(f"{file.where} has {file.size} bytes, more than any configuration.")
+    return {"config": parse_json(bytes(read(file, 0, file.size)), file.where)}
 
 
 def _neighbours(path: str) -> str:

@@ -1,6 +1,6 @@
 """Orbax directories (v1 and v0): read through tensorstore array by array, written through ``orbax.checkpoint.v1``.
 
-The only module that knows Orbax. Reading needs tensorstore alone.
+With ``_orbax_stream`` the only module that knows Orbax. Reading needs tensorstore alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Stored:
                 raise ValueError("shape")
             array = store[tuple(slice(a, b) for a, b in zip(low, high))].read().result()
         except Exception as error:  # tensorstore reports damage as ValueError, KeyError and its own types
-            raise CheckpointError(f"{self.where} is damaged or incomplete: {_first_line(error)}") from None
+            raise CheckpointError(f"{self.where} is damaged or incomplete: {first_line(error)}") from None
         return np.ascontiguousarray(array).reshape(array.shape).view(self.dtype)
 
 
@@ -136,7 +136,7 @@ def _entries(folder: str, tree: Any, leaves: Mapping[str, str]) -> dict[str, Ent
         waiting = {path: store.read(f"{name}/{header}") for path, name in leaves.items()}
         found = {path: future.result().value for path, future in waiting.items()}
     except Exception as error:  # tensorstore reports damage as ValueError, KeyError and its own types
-        raise CheckpointError(f"'{folder}' is damaged or incomplete: {_first_line(error)}") from None
+        raise CheckpointError(f"'{folder}' is damaged or incomplete: {first_line(error)}") from None
     for path, name in leaves.items():
         where = f"'{path}' in '{folder}'"
         if not found[path]:
@@ -209,7 +209,8 @@ def _size(folder: str) -> int:
     return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of tensorstore says, without its trail."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -243,7 +244,7 @@ def write_orbax(path: str, leaves: Mapping[str, Any], manifest: str, metadata: M
     except OSError:
         raise
     except Exception as error:  # Orbax and tensorstore raise their own types, a full disk among them
-        raise CheckpointError(f"Orbax could not write '{where}': {_first_line(error)}") from None
+        raise CheckpointError(f"Orbax could not write '{where}': {first_line(error)}") from None
     with open(os.path.join(path, SIDECAR), "w") as file:
         file.write(manifest)
         file.flush()

@@ -42,6 +42,7 @@ class Reader:
       checked: whether the format's own checksums cover every byte that is served.
       digest: the sha256 of the file or directory, computed when called.
       kinds: which arrays stand for something else, where the format says so: ``"key:<implementation>"``.
+      beside: facts from files beside the weights: ``config`` of a folder of Hugging Face.
     """
 
     format: str
@@ -51,6 +52,7 @@ class Reader:
     checked: bool
     digest: Callable[[], str]
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

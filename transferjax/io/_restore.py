@@ -11,15 +11,17 @@ import numpy as np
 
 from transferjax._errors import PlanError, describe, listing, nearest_hint
 from transferjax.io._checkpoint import Checkpoint
+from transferjax.io._leafwise import gathered, in_parts, spread, whole
 from transferjax.io._load import place
-from transferjax.surgery import Plan, assemble, leaves
+from transferjax.surgery import Move, Plan, assemble, leaves
 
 
 def restore(checkpoint: Checkpoint, plan: Plan, target: Any, sharding: Any = None) -> Any:
     """Moves a checkpoint's arrays into a model, as a plan says.
 
     Only the arrays that the plan names are read, one target leaf at a time; dtypes change only by the plan's casts;
-    fresh leaves keep the target's values.
+    fresh leaves keep the target's values. A leaf that is sharded is placed part by part: no device ever holds it
+    whole, and where it is only copied, cast, transposed or cut out, each process reads no more than its own part.
 
     Args:
       checkpoint: from :func:`transferjax.io.open`; any object with ``read`` and ``fingerprint``.
@@ -44,28 +46,47 @@ def restore(checkpoint: Checkpoint, plan: Plan, target: Any, sharding: Any = Non
     {'bias': Array([1., 1.], dtype=float32)}
     """
     found = leaves(target)
-    _check(checkpoint, plan, found)
+    check_source(checkpoint, plan, "restore")
+    _check_target(plan, found)
     where = _placement(sharding, found)
-    fresh = {move.target for move in plan.moves if move.source is None}
     out: dict[str, Any] = {}
-    for path, value in plan.leaves(checkpoint.read, found.__getitem__):
-        if path in fresh:
+    for move in plan.moves:
+        path = move.target
+        if move.source is None:
+            value = whole(checkpoint, plan, move, found.__getitem__)
             value = value if isinstance(value, jax.Array) else jnp.array(value, copy=True)
             out[path] = value if sharding is None else place(path, value, where(path))
         else:
-            out[path] = place(path, value, where(path))
+            out[path] = _moved(checkpoint, plan, move, where(path))
     return assemble(target, out)
 
 
-def _check(checkpoint: Checkpoint, plan: Plan, found: dict[str, Any]) -> None:
+def _moved(checkpoint: Checkpoint, plan: Plan, move: Move, sharding: Any) -> jax.Array:
+    sharded = isinstance(sharding, jax.sharding.Sharding) and len(sharding.device_set) > 1
+    dtype = np.dtype(plan.shapes[move.target].dtype)
+    if sharded and jax.dtypes.canonicalize_dtype(dtype) == dtype:
+        return spread(checkpoint, plan, move, sharding)
+    value = gathered(checkpoint, plan, move) if in_parts(checkpoint, plan, move) else whole(checkpoint, plan, move)
+    return place(move.target, value, sharding)
+
+
+def check_source(checkpoint: Any, plan: Any, verb: str) -> None:
+    """Raises ``PlanError`` unless this is a plan, and one for this source.
+
+    Args:
+      verb: the name of the function that asks, for errors.
+    """
     if not isinstance(plan, Plan):
         write = "transferjax.surgery.plan(checkpoint.shapes, target, *rules)"
-        raise PlanError(f"restore() expects a Plan second, got {type(plan).__name__}: write {write}.")
+        raise PlanError(f"{verb}() expects a Plan second, got {type(plan).__name__}: write {write}.")
     if plan.fingerprint is not None and plan.fingerprint != checkpoint.fingerprint():
         raise PlanError(
             f"the plan is bound to a source with fingerprint {plan.fingerprint}; this one has "
             f"{checkpoint.fingerprint()}. Open that source, or free the plan with plan.with_source(None)."
         )
+
+
+def _check_target(plan: Plan, found: dict[str, Any]) -> None:
     different = [path for path in found if path not in plan.shapes] + [p for p in plan.shapes if p not in found]
     if different:
         raise PlanError(

@@ -115,7 +115,10 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def write_safetensors(
-    file: BinaryIO, arrays: Mapping[str, Callable[[], np.ndarray]], shapes: Mapping[str, Any], facts: dict[str, str]
+    file: BinaryIO,
+    arrays: Mapping[str, Callable[[], np.ndarray]],
+    shapes: Mapping[str, Any],
+    facts: Callable[[], dict[str, str]],
 ) -> None:
     """Writes one array after another, largest elements first, so that each starts at a multiple of its element size.
 
@@ -123,9 +126,21 @@ def write_safetensors(
       file: open for writing.
       arrays: functions that give each array, C-contiguous, when its turn comes.
       shapes: what those arrays will be.
-      facts: text by name for ``__metadata__``.
+      facts: gives text by name for ``__metadata__``; asked before and after the arrays are written, so that it may
+        hold their digests: only its length must be the same.
     """
     order = sorted(shapes, key=lambda name: (-shapes[name].dtype.itemsize, name))
+    first = _layout(order, shapes, facts())
+    file.write(first)
+    for name in order:
+        file.write(raw(arrays[name]()))
+    last = _layout(order, shapes, facts())
+    if last != first:
+        file.seek(0)
+        file.write(last)
+
+
+def _layout(order: list[str], shapes: Mapping[str, Any], facts: dict[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": facts} if facts else {}
     end = 0
     for name in order:
@@ -134,7 +149,4 @@ def write_safetensors(
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [first, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)))
-    file.write(text)
-    for name in order:
-        file.write(raw(arrays[name]()))
+    return struct.pack("<Q", len(text)) + text

@@ -11,18 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from transferjax._errors import CheckpointError, SelectionError, describe
+from transferjax._errors import CheckpointError, SelectionError, describe, is_whole
 from transferjax._report import Report
 from transferjax._types import Model
-from transferjax.io import _npz, _safetensors
+from transferjax.io import _msgpack, _npz, _safetensors
 from transferjax.io._beside import beside, sync
 from transferjax.io._host import kind_of, to_host
 from transferjax.io._manifest import Manifest, encode, leaf_facts
+from transferjax.io._shards import write_shards
 from transferjax.surgery import leaves
 from transferjax.tree import paths
 
-FORMATS = ("orbax", "safetensors", "npz")
-ENDINGS = {".safetensors": "safetensors", ".npz": "npz"}
+FORMATS = ("orbax", "safetensors", "npz", "msgpack")
+ENDINGS = {".safetensors": "safetensors", ".npz": "npz", ".msgpack": "msgpack"}
 """What the ending of a path says about its format."""
 
 
@@ -33,6 +34,7 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
+    shard_bytes: int | None = None,
 ) -> Report:
     """Saves every leaf of a tree by its path, with a sha256 for each block of at most 16 MiB.
 
@@ -43,10 +45,14 @@ def save(
       path: the file, or for Orbax the directory; missing parents are made.
       tree: any pytree of arrays and numbers, or a ``Model`` (params and extra in one namespace).
       format: ``"orbax"`` (a directory that ``ocp.load`` reads; uncompressed), ``"safetensors"`` or ``"npz"`` (there
-        bfloat16 and float8 are stored as integers of the same bits and come back as they were). ``None``: what the
-        ending of the path says (``.safetensors``, ``.npz``), else Orbax.
+        bfloat16 and float8 are stored as integers of the same bits and come back as they were), or ``"msgpack"`` (which
+        ``flax.serialization.msgpack_restore`` reads). ``None``: what the ending of the path says (``.safetensors``,
+        ``.npz``, ``.msgpack``), else Orbax.
       metadata: facts to keep, as JSON.
       overwrite: whether an existing path is replaced.
+      shard_bytes: for safetensors: ``path`` becomes a folder of files of at most so many bytes of arrays (a larger
+        array has its own), named as Hugging Face does: ``model-00001-of-00003.safetensors`` and so on, and
+        ``model.safetensors.index.json``; or ``model.safetensors`` alone where one is enough.
 
     Returns:
       A ``Report``: path, shape, dtype, bytes of every leaf; its metadata hold the absolute path, format, totals and
@@ -62,7 +68,7 @@ def save(
     (('head/bias', '(3,)', 'float32', 12),)
     """
     where = os.path.abspath(os.fspath(path))
-    format = _format(where, format)
+    format = _format(where, format) if shard_bytes is None else _sharded(where, format, shard_bytes)
     found = _leaves(tree)
     facts = _json(metadata)
     arrays: dict[str, Callable[[], np.ndarray]] = {}
@@ -82,8 +88,10 @@ def save(
             from transferjax.io import _orbax  # heavy: only where it is asked for
 
             _orbax.write_orbax(new, found, manifest, facts, where)
+        elif shard_bytes is not None:
+            write_shards(new, arrays, shapes, lambda: manifest, _texts(facts), shard_bytes)
         else:
-            _write_file(new, format, arrays, shapes, manifest, facts)
+            _write_file(new, format, arrays, shapes, lambda: manifest, facts)
     return _report(where, format, shapes, Manifest(manifest, f"'{where}'").fingerprint())
 
 
@@ -103,13 +111,33 @@ def _format(where: str, format: str | None) -> str:
     return format
 
 
-def _write_file(new: str, format: str, arrays: Any, shapes: Any, manifest: str, facts: dict[str, Any]) -> None:
+def _sharded(where: str, format: str | None, shard_bytes: int) -> str:
+    if format not in (None, "safetensors") or os.path.splitext(where)[1].lower() in ENDINGS:
+        raise CheckpointError(
+            f"shard_bytes writes a folder of safetensors, but '{where}' or format={format!r} says something else. "
+            "Give a path without an ending, and leave format out."
+        )
+    if not is_whole(shard_bytes):
+        raise CheckpointError(f"shard_bytes is {shard_bytes!r}. Expected a whole number of bytes, such as 5 * 10**9.")
+    return "safetensors"
+
+
+def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in facts.items() if isinstance(value, str)}
+
+
+def _write_file(
+    new: str, format: str, arrays: Any, shapes: Any, manifest: Callable[[], str], facts: dict[str, Any]
+) -> None:
+    """Writes a file; ``manifest`` is asked again after the arrays, when their digests may be known at last."""
     with open(new, "wb") as file:
         if format == "npz":
             _npz.write_npz(file, arrays, manifest)
+        elif format == "msgpack":
+            _msgpack.write_msgpack(file, arrays, shapes, manifest)
         else:
-            texts = {key: value for key, value in facts.items() if isinstance(value, str)}
-            _safetensors.write_safetensors(file, arrays, shapes, {**texts, _safetensors.KEY: manifest})
+            header = lambda: {**_texts(facts), _safetensors.KEY: manifest()}
+            _safetensors.write_safetensors(file, arrays, shapes, header)
     sync(new)
 
 
@@ -143,7 +171,7 @@ def _json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 _UNSAFE = re.compile(r"(^|[\\/])\.\.?([\\/]|$)|^[\\/]|[\\/]$|//|^[A-Za-z]:|[\x00-\x1f\\]|[\ud800-\udfff]")
 
 
-def _check_leaf(name: str, array: np.ndarray, format: str) -> None:
+def _check_leaf(name: str, array: Any, format: str) -> None:
     if _UNSAFE.search(name) or name in (_npz.KEY, "__metadata__"):
         raise CheckpointError(f"{name!r} cannot be the name of a leaf in a file. Rename it in the tree.")
     if not _holds(format, array.dtype):
@@ -157,7 +185,7 @@ def _holds(format: str, dtype: np.dtype) -> bool:
         from transferjax.io import _orbax
 
         return _orbax.holds(dtype)
-    return format == "npz" or dtype in _safetensors.NAMES
+    return format in ("npz", "msgpack") or dtype in _safetensors.NAMES
 
 
 def _check_dots(found: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from transferjax._errors import CheckpointError, listing
 from transferjax.io._bytes import FileBytes, read
 from transferjax.io._reader import Entry, Reader
-from transferjax.io._safetensors import parse_json
+from transferjax.io._safetensors import KEY, parse_json
 
 _LONGEST_INDEX = 1 << 28
 
@@ -26,7 +26,7 @@ def read_sharded(file: FileBytes, open_file: Callable[[str], Reader]) -> Reader:
       CheckpointError: the index is damaged; a shard is missing, lies elsewhere, or lacks its arrays; a shard holds an
         array that the index does not know or gives to another shard.
     """
-    where = _places(file)
+    where, manifest = _places(file)
     folder = os.path.dirname(file.path)
     entries: dict[str, Entry] = {}
     shards: dict[str, Reader] = {}
@@ -47,10 +47,11 @@ def read_sharded(file: FileBytes, open_file: Callable[[str], Reader]) -> Reader:
 
     formats = sorted({reader.format for reader in shards.values()})
     ordered = {name: entries[name] for name in where}
-    return Reader(formats[0], ordered, metadata, None, all(r.checked for r in shards.values()), digest)
+    return Reader(formats[0], ordered, metadata, manifest, all(r.checked for r in shards.values()), digest)
 
 
-def _places(file: FileBytes) -> dict[str, str]:
+def _places(file: FileBytes) -> tuple[dict[str, str], str | None]:
+    """Which file each array is in, and what ``save`` wrote beside them."""
     if file.size > _LONGEST_INDEX:
         raise CheckpointError(f"{file.where} has {file.size} bytes; an index has at most {_LONGEST_INDEX}.")
     value: Any = parse_json(bytes(read(file, 0, file.size)), file.where)
@@ -62,7 +63,11 @@ def _places(file: FileBytes) -> dict[str, str]:
             raise CheckpointError(
                 f"{file.where} places '{name}' in {shard[:100]!r}. Expected the name of a file in the same folder."
             )
-    return places
+    facts = value.get("metadata")
+    manifest = facts.get(KEY) if isinstance(facts, dict) else None
+    if not isinstance(manifest, str | None):
+        raise CheckpointError(f"{file.where} is damaged: its digests are no text.")
+    return places, manifest
 
 
 def _same_names(file: FileBytes, shard: str, reader: Reader, places: dict[str, str]) -> None:

@@ -54,6 +54,10 @@ class Member:
         except zlib.error:
             raise self._damaged("its compressed stream is broken") from None
 
+    def unverified(self) -> Bytes:
+        """The bytes before their checksum is looked at: enough to find arrays in them without reading those."""
+        return MemoryBytes(self._inflate(), self.where) if self.compressed else self._stored
+
     def _inflate(self) -> bytearray:
         out, stream = bytearray(), zlib.decompressobj(-15)
         try:
