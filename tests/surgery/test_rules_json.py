@@ -1,5 +1,7 @@
 """Rules as JSON and as Python: what is written comes back, and what cannot be written is said."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -61,8 +63,7 @@ def test_all_come_back_in_order_and_each_factory_is_covered():
     text = rules_to_json(RULES)
     assert rules_from_json(text) == tuple(RULES) and rules_to_json(rules_from_json(text)) == text
     assert len(text.splitlines()) == len(RULES) + 2 and rules_from_json(rules_to_json([])) == ()
-    made = {next(iter(line)) for line in __import__("json").loads(text)}
-    assert made | {"dots_to_slashes", "torch_layout"} == set(FACTORIES)
+    assert {next(iter(line)) for line in json.loads(text)} == set(FACTORIES)
 
 
 def test_a_file_written_by_hand_is_read():
@@ -114,11 +115,11 @@ def test_what_is_no_data_stays_in_python(rule):
         ('[{"fersh": ["a"]}]', "Nearest: fresh."),
         (
             '[{"permute": ["a"]}]',
-            "rule 0, permute: permute() missing 1 required positional argument: 'axes'. Write its",
+            "rule 0 of the file, permute, does not fit its factory: permute() missing 1 required",
         ),
-        ('[{"waive": ["a"], "maybe": true}]', "rule 0, waive: waive() got an unexpected keyword argument 'maybe'"),
-        ('[{"permute": ["a", [0, 0]]}]', "rule 0: "),
-        ('[{"rename": ["(", "a"]}]', "rule 0: rename('(', 'a') is malformed"),
+        ('[{"waive": ["a"], "maybe": true}]', "rule 0 of the file, waive, does not fit its factory: waive() got an"),
+        ('[{"permute": ["a", [0, 0]]}]', "rule 0 of the file, permute, does not fit"),
+        ('[{"rename": ["(", "a"]}]', "rule 0 of the file, rename, does not fit its factory: rename('(', 'a')"),
     ],
 )
 def test_what_is_wrong_is_said(text, message):

@@ -11,8 +11,8 @@ import jax
 
 from transferjax._errors import PlanError, listing
 from transferjax.surgery._interpolation import module_of
+from transferjax.surgery._patterns import compiled, raw
 from transferjax.surgery._resize import whole
-from transferjax.surgery._rules import _raw, compiled
 from transferjax.tree import Selector, as_selector, nest, paths
 
 
@@ -169,9 +169,9 @@ def drop_layers(tree: Any, pattern: str, layers: Sequence[int]) -> Any:
 
 def _layered(tree: Any, pattern: str) -> tuple[dict[str, Any], dict[str, tuple[int, tuple[int, int]]]]:
     """Leaves by path, and of those that the pattern matches the layer and where its number stands."""
-    made = compiled(f"the pattern {_raw(pattern)}", pattern, "")
+    made = compiled(f"the pattern {raw(pattern)}", pattern, "")
     if "i" not in made.groupindex:
-        raise PlanError(f"{_raw(pattern)} has no group i. Write (?P<i>\\d+) where the layer's number stands.")
+        raise PlanError(f"{raw(pattern)} has no group i. Write (?P<i>\\d+) where the layer's number stands.")
     flat = paths(tree)
     rebuilt = nest(flat) if _nested(tree) else flat
     if not isinstance(tree, Mapping) or jax.tree.structure(rebuilt) != jax.tree.structure(tree):
@@ -181,7 +181,7 @@ def _layered(tree: Any, pattern: str) -> tuple[dict[str, Any], dict[str, tuple[i
         )
     found = {path: match for path in flat if (match := made.fullmatch(path))}
     if not found:
-        raise PlanError(f"{_raw(pattern)} matches none of {len(flat):,} paths ({listing(list(flat), 3)}).")
+        raise PlanError(f"{raw(pattern)} matches none of {len(flat):,} paths ({listing(list(flat), 3)}).")
     return flat, {path: (_number(match), match.span("i")) for path, match in found.items()}
 
 

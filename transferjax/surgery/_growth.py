@@ -12,8 +12,8 @@ import numpy as np
 from transferjax._errors import PlanError, describe
 from transferjax._report import Report
 from transferjax.surgery._interpolation import module_of
+from transferjax.surgery._patterns import compiled, raw
 from transferjax.surgery._resize import whole
-from transferjax.surgery._rules import _raw, compiled
 from transferjax.surgery._units import Axes, Numbers, checked_units, map_units, resolved, unit_map
 from transferjax.tree import flatten
 
@@ -91,9 +91,9 @@ def widen_aki(tree: Any, axes: Axes, width: int, pattern: str, key: Any = None, 
 
     Source: C. Chen et al., "bert2BERT: Towards Reusable Pretrained Language Models", 2022, section 3.3.
     """
-    made = compiled(f"widen_aki(..., {_raw(pattern)})", pattern, "")
+    made = compiled(f"widen_aki(..., {raw(pattern)})", pattern, "")
     if "i" not in made.groupindex:
-        raise PlanError(f"{_raw(pattern)} has no group i. Write (?P<i>\\d+) where the layer's number stands.")
+        raise PlanError(f"{raw(pattern)} has no group i. Write (?P<i>\\d+) where the layer's number stands.")
     found, count = resolved(tree, axes, count)
     flat, treedef = flatten(widen(tree, axes, width, key, count=count))
     wide = dict(flat)
@@ -114,7 +114,7 @@ def widen_aki(tree: Any, axes: Axes, width: int, pattern: str, key: Any = None, 
         grown[path] = module_of(leaf).where(mask, wide[above], leaf)
         borrowed += 1
     if not borrowed:
-        raise PlanError(f"no outgoing leaf that {_raw(pattern)} matches has a next layer. Write widen(...) instead.")
+        raise PlanError(f"no outgoing leaf that {raw(pattern)} matches has a next layer. Write widen(...) instead.")
     return jax.tree.unflatten(treedef, list(grown.values()))
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from transferjax._errors import PlanError
 from transferjax.surgery._ops import Spec
+from transferjax.surgery._patterns import compiled, raw
 from transferjax.surgery._resize import whole
-from transferjax.surgery._rules import Lead, Naming, _raw, compiled
+from transferjax.surgery._rules import Lead, Naming
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -67,8 +68,8 @@ def select(pattern: str, layers: Sequence[int]) -> Renumber:
     Source: V. Sanh et al., "DistilBERT, a distilled version of BERT", 2019 (every other layer of the teacher).
     """
     if not isinstance(layers, (list, tuple, range)):
-        raise PlanError(f"select({_raw(pattern)}, ...) expects a list of layers, got {type(layers).__name__}.")
-    written = f"select({_raw(pattern)}, {list(layers)})"
+        raise PlanError(f"select({raw(pattern)}, ...) expects a list of layers, got {type(layers).__name__}.")
+    written = f"select({raw(pattern)}, {list(layers)})"
     twice = [layer for number, layer in enumerate(layers) if layer in layers[:number]]
     if twice:
         raise PlanError(f"{written} names layer {twice[0]!r} twice. Write repeat(...) to use a layer several times.")
@@ -99,7 +100,7 @@ def repeat(pattern: str, layers: int | Sequence[int] | Mapping[int, int]) -> Ren
     Source: L. Gong et al., "Efficient Training of BERT by Progressively Stacking", 2019 (the list that stacks).
     """
     told = list(layers) if isinstance(layers, (tuple, range)) else layers
-    written = f"repeat({_raw(pattern)}, {told})"
+    written = f"repeat({raw(pattern)}, {told})"
     if isinstance(layers, Mapping):
         return Renumber(written, _numbered(written, pattern), _table(written, layers.items()))
     if isinstance(layers, (list, tuple, range)):

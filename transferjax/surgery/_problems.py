@@ -10,7 +10,8 @@ from typing import Any
 
 from transferjax._errors import PlanError, listing, nearest_hint
 from transferjax.surgery._ops import Op, Spec, castable, show
-from transferjax.surgery._rules import Rule, Transform, _raw
+from transferjax.surgery._patterns import raw
+from transferjax.surgery._rules import TORCH_LAYOUT, Rule, Transform
 
 LIMIT = 8  # problems told in full, per kind
 REST = {
@@ -151,7 +152,7 @@ def missing(path: str, spec: Spec, unused: Finder, waived: tuple[str, Rule] | No
     """A target leaf without an origin."""
     near, fitting = unused.hint(path, spec)
     near = near.replace(" Nearest:", " Nearest unused:") or " Every source leaf is used or waived."
-    write = f"rename({_raw(re.escape(fitting))}, '{path}') or " if fitting else ""
+    write = f"rename({raw(re.escape(fitting))}, '{path}') or " if fitting else ""
     if waived:
         near = f" Source '{waived[0]}' would fill it, but is waived by {waived[1]!r}."
     return f"target '{path}' {spec} has no source.{near} Write {write}fresh({_only(path)})."
@@ -162,7 +163,7 @@ def surplus(name: str, spec: Spec, path: str, missing_targets: Finder) -> str:
     near, fitting = missing_targets.hint(path, spec)
     near = near.replace(" Nearest:", " Nearest without a source:")
     to = "" if path == name else f", which a rule leads to '{path}',"
-    write = f"rename({_raw(re.escape(name))}, '{fitting}') or " if fitting else ""
+    write = f"rename({raw(re.escape(name))}, '{fitting}') or " if fitting else ""
     return f"source '{name}' {spec}{to} has no target.{near} Write {write}waive({_only(name)})."
 
 
@@ -173,7 +174,7 @@ def quoted(sources: Sequence[str]) -> str:
 
 def _only(name: str) -> str:
     """A selector, as it is written, for this name alone."""
-    return f"regex({_raw(re.escape(name))})" if set(name) & set("*?[{}") else f"'{name}'"
+    return f"regex({raw(re.escape(name))})" if set(name) & set("*?[{}") else f"'{name}'"
 
 
 def _shape_advice(path: str, expected: Spec, came: Spec, ops: Sequence[Op]) -> str:
@@ -205,7 +206,7 @@ def _resize_advice(expected: tuple[int, ...], came: tuple[int, ...]) -> str:
 
 def _axes(came: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
     """Axes that make one shape from the other: torch's convolution layout if it fits, else the first that do."""
-    torch = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}.get(len(came))
+    torch = TORCH_LAYOUT.get(len(came))
     if torch and tuple(came[a] for a in torch) == expected:
         return torch
     left = list(range(len(came)))

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 from transferjax._errors import PlanError
 from transferjax.surgery._ops import Op, Spec, castable, check_axes, check_dtype, check_shape, infer
+from transferjax.surgery._patterns import compiled, expand, name_of, raw
 from transferjax.tree import Selector, as_selector
 
 Axes = tuple[int, ...]
 Shape = tuple[int, ...]
+TORCH_LAYOUT = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
+"""From torch's kernels to Flax's, by the number of axes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Rename(Naming):
     def __repr__(self) -> str:
         if self.replacement is _slashes:
             return "dots_to_slashes()"
-        new = _raw(self.replacement) if isinstance(self.replacement, str) else _name(self.replacement)
-        return f"rename({_raw(self.pattern.pattern)}, {new}{', otherwise=True' if self.last else ''})"
+        new = raw(self.replacement) if isinstance(self.replacement, str) else name_of(self.replacement)
+        return f"rename({raw(self.pattern.pattern)}, {new}{', otherwise=True' if self.last else ''})"
 
     def __call__(self, name: str) -> str | None:
         """The new name, or ``None`` when the rule does not match."""
@@ -103,6 +106,8 @@ class Permute(Transform):
     by_rank: bool
 
     def __repr__(self) -> str:
+        if self.axes == tuple(TORCH_LAYOUT.items()):
+            return f"torch_layout({self.selector!r})"
         return f"permute({self.selector!r}, {dict(self.axes) if self.by_rank else self.axes[0][1]})"
 
     def op(self, came: Spec) -> Op | None:
@@ -122,7 +127,7 @@ class Reshape(Transform):
     shape: Shape | Callable[[Shape], Sequence[int]]
 
     def __repr__(self) -> str:
-        return f"reshape({self.selector!r}, {_name(self.shape) if callable(self.shape) else self.shape})"
+        return f"reshape({self.selector!r}, {name_of(self.shape) if callable(self.shape) else self.shape})"
 
     def op(self, came: Spec) -> Op | None:
         wanted = check_shape(self.shape(came.shape))[0] if callable(self.shape) else self.shape
@@ -197,7 +202,7 @@ def rename(pattern: str, replacement: str | Callable[[re.Match[str]], str], *, o
     'bn/scale'
     """
     return Rename(
-        compiled(f"rename({_raw(pattern)}, {_raw(replacement)})", pattern, replacement), replacement, otherwise
+        compiled(f"rename({raw(pattern)}, {raw(replacement)})", pattern, replacement), replacement, otherwise
     )
 
 
@@ -271,7 +276,7 @@ def torch_layout(selector: Selector | str = "**/kernel") -> Permute:
     >>> torch_layout("head/kernel").op(Spec((10, 4), "float32"))
     ('permute', (1, 0))
     """
-    return permute(selector, {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)})
+    return permute(selector, TORCH_LAYOUT)
 
 
 def reshape(selector: Selector | str, shape: Sequence[int] | Callable[[Shape], Sequence[int]]) -> Reshape:
@@ -355,47 +360,5 @@ def waive(selector: Selector | str, *, optional: bool = False) -> Waive:
     return Waive(as_selector(selector), optional)
 
 
-def compiled(written: str, pattern: str, replacement: Any) -> re.Pattern[str]:
-    """The compiled pattern, once the replacement is known to fit it; errors show the rule as ``written``."""
-    if not isinstance(replacement, str) and not callable(replacement):
-        raise PlanError(
-            f"{written} expects a str or a function of the match as replacement, got {type(replacement).__name__}."
-        )
-    try:
-        made = re.compile(pattern)
-        if isinstance(replacement, str):
-            made.sub(replacement, "")  # parses the template, and so finds a wrong group now
-    except (re.error, IndexError, TypeError) as error:
-        raise PlanError(
-            f"{written} is malformed: {error}. Write a regular expression, and a replacement with "
-            r"\1 or \g<name> for its groups."
-        ) from None
-    return made
-
-
-def expand(rule: Rule, found: re.Match[str], replacement: str | Callable[[re.Match[str]], str]) -> str:
-    """The target path that a replacement makes of a match."""
-    if isinstance(replacement, str):
-        return found.expand(replacement)
-    try:
-        new = replacement(found)
-    except LookupError as error:
-        raise PlanError(f"{rule!r} raised {error!r} for '{found[0]}'. Write a narrower pattern.") from None
-    if not isinstance(new, str):
-        raise PlanError(f"{rule!r} made {type(new).__name__} from '{found[0]}'; expected a str, the target path.")
-    return new
-
-
 def _slashes(match: re.Match[str]) -> str:
     return match[0].replace(".", "/")
-
-
-def _raw(text: Any) -> str:
-    r"""A string as it would be written: ``r'\d'`` rather than ``'\\d'``."""
-    if not isinstance(text, str):
-        return repr(text)
-    return f"r'{text}'" if "\\" in text and "'" not in text and not text.endswith("\\") else repr(text)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", repr(function))

@@ -145,10 +145,8 @@ def _made(number: int, entry: Any) -> Rule:
     options = {key: _read(value) for key, value in entry.items() if key != name}
     try:
         return FACTORIES[name](*arguments, **options)
-    except TypeError as error:
-        raise PlanError(f"rule {number}, {name}: {error}. Write its arguments as its factory takes them.") from None
-    except PlanError as error:
-        raise PlanError(f"rule {number}: {error}") from None
+    except (TypeError, PlanError) as error:
+        raise PlanError(f"rule {number} of the file, {name}, does not fit its factory: {error}") from None
 
 
 def _read(value: Any) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from transferjax._errors import PlanError
 from transferjax.surgery._ops import Spec, check_op, check_shape
-from transferjax.surgery._rules import Lead, Naming, Rule, _raw, compiled
+from transferjax.surgery._patterns import compiled, raw
+from transferjax.surgery._rules import Lead, Naming, Rule
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -22,7 +23,7 @@ class Split(Naming):
 
     def __repr__(self) -> str:
         sizes = "" if self.sizes is None else f", sizes={self.sizes}"
-        return f"split({_raw(self.pattern.pattern)}, {_several(self.replacements)}, axis={self.axis}{sizes})"
+        return f"split({raw(self.pattern.pattern)}, {_several(self.replacements)}, axis={self.axis}{sizes})"
 
     def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
         found = self.pattern.fullmatch(name)
@@ -54,7 +55,7 @@ class Unstack(Naming):
     axis: int
 
     def __repr__(self) -> str:
-        return f"unstack({_raw(self.pattern.pattern)}, {_raw(self.replacement)}, axis={self.axis})"
+        return f"unstack({raw(self.pattern.pattern)}, {raw(self.replacement)}, axis={self.axis})"
 
     def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
         found = self.pattern.fullmatch(name)
@@ -75,7 +76,7 @@ class Fuse(Naming):
 
     def __repr__(self) -> str:
         patterns = _several([pattern.pattern for pattern in self.patterns])
-        return f"fuse({patterns}, {_raw(self.replacement)}, axis={self.axis})"
+        return f"fuse({patterns}, {raw(self.replacement)}, axis={self.axis})"
 
     def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
         found = [(n, m) for n, pattern in enumerate(self.patterns) if (m := pattern.fullmatch(name))]
@@ -88,7 +89,7 @@ class Fuse(Naming):
             here = [name for name, order in zip(names, orders, strict=True) if order == number]
             if len(here) != 1:
                 raise PlanError(
-                    f"{self!r} found {len(here)} sources for its pattern {_raw(pattern.pattern)}; "
+                    f"{self!r} found {len(here)} sources for its pattern {raw(pattern.pattern)}; "
                     "expected one per target."
                 )
 
@@ -102,7 +103,7 @@ class Stack(Naming):
     axis: int
 
     def __repr__(self) -> str:
-        return f"stack({_raw(self.pattern.pattern)}, {_raw(self.replacement)}, axis={self.axis})"
+        return f"stack({raw(self.pattern.pattern)}, {raw(self.replacement)}, axis={self.axis})"
 
     def leads(self, name: str, came: Spec) -> tuple[Lead, ...] | None:
         found = self.pattern.fullmatch(name)
@@ -125,7 +126,7 @@ class Tie(Rule):
     replacement: str
 
     def __repr__(self) -> str:
-        return f"tie({_raw(self.pattern.pattern)}, {_raw(self.replacement)})"
+        return f"tie({raw(self.pattern.pattern)}, {raw(self.replacement)})"
 
     def __call__(self, path: str) -> str | None:
         """The path whose source this one shares, or ``None``."""
@@ -153,7 +154,7 @@ def split(pattern: str, replacements: Sequence[str | None], *, axis: int, sizes:
     ['attn/query/bias', 'attn/key/bias', 'attn/value/bias']
     """
     parts = tuple(replacements)
-    written = f"split({_raw(pattern)}, {_several(parts)})"
+    written = f"split({raw(pattern)}, {_several(parts)})"
     if not isinstance(replacements, (list, tuple)) or len(parts) < 2 or all(part is None for part in parts):
         raise PlanError(f"{written} expects a tuple of at least two replacements, one of them no None.")
     made = [_template(written, pattern, "" if part is None else part) for part in parts]
@@ -181,7 +182,7 @@ def unstack(pattern: str, replacement: str, *, axis: int = 0) -> Unstack:
     >>> [lead.target for lead in rule.leads("layers/kernel", Spec((2, 4), "float32"))]
     ['blocks/0/kernel', 'blocks/1/kernel']
     """
-    written = f"unstack({_raw(pattern)}, {_raw(replacement)})"
+    written = f"unstack({raw(pattern)}, {raw(replacement)})"
     made = _template(written, pattern, replacement)
     if "{i}" not in replacement:
         raise PlanError(f"{written} has no {{i}} in its replacement. Write it where the layer's number belongs.")
@@ -206,7 +207,7 @@ def fuse(patterns: Sequence[str], replacement: str, *, axis: int) -> Fuse:
     >>> rule.leads("attn.k.bias", Spec((4,), "float32"))[0].target
     'attn/qk/bias'
     """
-    written = f"fuse({_several(patterns)}, {_raw(replacement)})"
+    written = f"fuse({_several(patterns)}, {raw(replacement)})"
     if not isinstance(patterns, (list, tuple)) or len(patterns) < 2:
         raise PlanError(f"{written} expects a tuple of at least two patterns.")
     return Fuse(tuple(_template(written, pattern, replacement) for pattern in patterns), replacement, _axis(axis))
@@ -230,7 +231,7 @@ def stack(pattern: str, replacement: str, *, axis: int = 0) -> Stack:
     >>> rule.leads("blocks.3.bias", Spec((4,), "float32"))[0].target
     'layers/bias'
     """
-    written = f"stack({_raw(pattern)}, {_raw(replacement)})"
+    written = f"stack({raw(pattern)}, {raw(replacement)})"
     made = _template(written, pattern, replacement)
     if "i" not in made.groupindex:
         raise PlanError(f"{written} has no group i in its pattern. Write (?P<i>\\d+) where the layer's number stands.")
@@ -255,7 +256,7 @@ def tie(pattern: str, replacement: str) -> Tie:
     >>> tie("head/kernel", "embed/embedding")("head/kernel")
     'embed/embedding'
     """
-    return Tie(_template(f"tie({_raw(pattern)}, {_raw(replacement)})", pattern, replacement), replacement)
+    return Tie(_template(f"tie({raw(pattern)}, {raw(replacement)})", pattern, replacement), replacement)
 
 
 def _template(written: str, pattern: str, replacement: str) -> re.Pattern[str]:
@@ -275,4 +276,4 @@ def _size(rule: Rule, came: Spec, axis: int) -> int:
 
 
 def _several(parts: Sequence[str | None]) -> str:
-    return f"({', '.join(map(_raw, parts))})"
+    return f"({', '.join(map(raw, parts))})"
