@@ -14,7 +14,7 @@ from typing import NoReturn
 from transferjax._errors import TransferError, nearest_hint
 from transferjax.cli._wording import told
 
-VERBS = ("demo", "inspect", "plan", "finetune", "evaluate", "predict")
+VERBS = ("demo", "inspect", "diff", "plan", "transplant", "finetune", "evaluate", "predict", "export")
 EPILOG = """examples:
   transferjax demo                                   see it work on real weights and images
   transferjax inspect weights.pth                    what is in a file
@@ -64,12 +64,20 @@ class _Parser(argparse.ArgumentParser):
         super().error(message + (f".{nearest_hint(found[1], VERBS, 1)}" if found else ""))
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Room for the longest verb beside its line: argparse forgets that verbs are indented."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog)
+        self._action_max_length = 4 + max(map(len, VERBS))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="transferjax",
         description="Transfer learning in JAX: take a network that was trained on a lot, and teach it your task.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

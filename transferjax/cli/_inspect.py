@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 from typing import Any
 
 from transferjax.cli._arguments import verb
 from transferjax.cli._console import show
-
-MANIFEST, ARRAYS = "manifest.json", "arrays"
-"""What a checkpoint of a run directory holds."""
 
 
 def add(verbs: Any) -> None:
@@ -30,12 +26,11 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     import transferjax as tj
+    from transferjax.cli._sources import opened
     from transferjax.tree import natural
 
-    place = _newest(pathlib.Path(arguments.path))
-    checkpoint = tj.io.open(place / ARRAYS if place else arguments.path, digest=arguments.digest)
-    named = {(_unescape(name) if place else name): leaf for name, leaf in checkpoint.shapes.items()}
-    shapes = sorted(named.items(), key=lambda item: natural(item[0].replace(".", "/")))
+    checkpoint, _, place = found = opened(arguments.path, arguments.digest)
+    shapes = sorted(found.shapes.items(), key=lambda item: natural(item[0].replace(".", "/")))
     rows = tuple((path, str(tuple(leaf.shape)), str(leaf.dtype), leaf.size, _bytes(leaf)) for path, leaf in shapes)
     facts = {
         "format": checkpoint.format,
@@ -48,25 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
     }
     show(tj.Report(str(arguments.path), ("path", "shape", "dtype", "values", "bytes"), rows, facts), arguments.json)
     return 0
-
-
-def _newest(path: pathlib.Path) -> pathlib.Path | None:
-    """The newest checkpoint of a run directory, of its ``checkpoints``, or the one given; ``None`` for other paths."""
-    import transferjax as tj
-
-    if (path / MANIFEST).is_file():
-        return path
-    of_a_run = (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-    folder = path / "checkpoints" if of_a_run else path
-    steps = [int(found.parent.name) for found in folder.glob(f"*/{MANIFEST}") if found.parent.name.isdigit()]
-    if of_a_run and not steps:
-        raise tj.CheckpointError(f"the run '{path}' has no checkpoint yet. Go on with it by `finetune --resume` first.")
-    return folder / str(max(steps)) if steps else None
-
-
-def _unescape(name: str) -> str:
-    """A path as it was before Orbax, which joins names by dots, stored it."""
-    return name.replace("%2E", ".").replace("%25", "%")
 
 
 def _bytes(leaf: Any) -> int:

@@ -46,26 +46,12 @@ def load_model(
         return tj.models.create(name, **options), None
     if ":" not in name:
         return tj.models.load(name, weights=None if weights == "auto" else weights, **options)
-    model = _call(name, options)
+    model = call_function(name, options)
     if weights in ("auto", "none"):
         return model, None
     source = tj.io.open(weights)
     plan = tj.surgery.plan(source.shapes, model)
     return tj.io.restore(source, plan, model), plan
-
-
-def make_plan(name: str, weights: str, num_classes: int | None) -> Any:
-    """Only the plan: names and shapes are read, no weight is."""
-    import jax
-
-    options = {"num_classes": num_classes, "key": jax.random.key(0)}
-    if ":" in name:
-        if weights == "auto":
-            raise tj.PlanError(f"--weights is needed for {name}: only models of the zoo have a package of weights.")
-        return tj.surgery.plan(tj.io.open(weights).shapes, _call(name, options))
-    model = tj.models.create(name, **options)
-    path = tj.models.installed_weights(name) if weights == "auto" else weights
-    return tj.surgery.plan(tj.io.open(path).shapes, model, *tj.models.rules(name, num_classes=num_classes))
 
 
 def stage_order(name: str, model: tj.Model, example: Callable[[], Any]) -> Sequence[Any]:
@@ -85,16 +71,17 @@ def last_layer(model: tj.Model, order: Callable[[], Sequence[Any]]) -> Any:
     return HEAD if named else order()[-1]
 
 
-def adapted(name: str, head: Callable[[], Any]) -> Any:
+def adapted(model: tj.Model, head: Callable[[], Any]) -> Any:
     """Which kernels are adapted when a tuning does not say: the expanding convolutions, or all but the head's."""
     from transferjax.cli._tuning import ADAPTED
 
-    if ":" not in name:
+    if any(as_selector(ADAPTED)(path, leaf) for path, leaf in tj.paths(model.params).items()):
         return ADAPTED
     return tj.where(lambda path, leaf: leaf.ndim in (2, 4), "kernels") & tj.glob("**/kernel") & ~as_selector(head())
 
 
-def _call(name: str, options: dict[str, Any]) -> tj.Model:
+def call_function(name: str, options: dict[str, Any]) -> tj.Model:
+    """What ``module:function`` returns, given those of the options that it has parameters for."""
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -105,7 +92,9 @@ def _call(name: str, options: dict[str, Any]) -> tj.Model:
             f"'{name}' cannot be imported: {error}. Expected module:function, importable from this directory."
         ) from None
     parameters = inspect.signature(function).parameters
-    model = function(**{key: value for key, value in options.items() if key in parameters})
+    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
+    given = {k: v for k, v in options.items() if k in parameters and (v is not None or k in needed)}
+    model = function(**given)
     if not isinstance(model, tj.Model):
         raise tj.TransferError(
             f"{name} returned {type(model).__name__}; expected a transferjax.Model, for example from "

@@ -105,7 +105,7 @@ def make_recipe(config: Mapping[str, Any], example: Any = None) -> Recipe:
     model = model if model.preprocess is None else tj.data.on_images(model, config["size"])
     order = lambda: stage_order(config["model"], model, lambda: _example(model, example))
     head = lambda: last_layer(model, order)
-    tuning = make_tuning(config["tuning"], order, lambda: adapted(config["model"], head), head)
+    tuning = make_tuning(config["tuning"], order, lambda: adapted(model, head), head)
     return Recipe(config, model, plan, base, tuning, tuple(config["class_names"]))
 
 
