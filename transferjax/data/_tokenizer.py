@@ -74,7 +74,8 @@ def tokenizer(path: str | os.PathLike[str], *, max_length: int = 512, pad_to: in
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> vocabulary = {"[PAD]": 0, "[UNK]": 1, "a": 2, "cat": 3}
     >>> model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
-    >>> text = json.dumps({"version": "1.0", "model": model, "pre_tokenizer": {"type": "Whitespace"}, "added_tokens": []})
+    >>> split = {"type": "Whitespace"}
+    >>> text = json.dumps({"version": "1.0", "model": model, "pre_tokenizer": split, "added_tokens": []})
     >>> _ = (folder / "tokenizer.json").write_text(text)
     >>> tokenizer(folder)(["a cat", "cat"])["input_ids"].tolist()
     [[2, 3], [3, 0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -46,7 +47,12 @@ def spec_of(leaf: Any, path: str, side: str) -> Spec:
         raise PlanError(
             f"{side} leaf '{path}' is {type(leaf).__name__}; expected something with shape and dtype. Pass {write}."
         )
-    return Spec(tuple(int(n) for n in leaf.shape), str(leaf.dtype))
+    return Spec(tuple(map(int, leaf.shape)), _text(leaf.dtype))
+
+
+@functools.lru_cache(256)
+def _text(dtype: Any) -> str:
+    return str(dtype)
 
 
 def dtype_name(dtype: Any) -> str:

@@ -201,9 +201,7 @@ def rename(pattern: str, replacement: str | Callable[[re.Match[str]], str], *, o
     >>> rename(r"bn\.(\w+)", lambda m: f"bn/{leaf[m[1]]}")("bn.weight")
     'bn/scale'
     """
-    return Rename(
-        compiled(f"rename({raw(pattern)}, {raw(replacement)})", pattern, replacement), replacement, otherwise
-    )
+    return Rename(compiled(f"rename({raw(pattern)}, {raw(replacement)})", pattern, replacement), replacement, otherwise)
 
 
 def dots_to_slashes() -> Rename:

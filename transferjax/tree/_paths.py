@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from typing import Any
@@ -73,10 +74,13 @@ def natural(path: str) -> tuple[Any, ...]:
     >>> sorted(["blocks/10/kernel", "blocks/2/kernel"], key=natural)
     ['blocks/2/kernel', 'blocks/10/kernel']
     """
-    return tuple(
-        tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", segment) if part)
-        for segment in path.split(SEPARATOR)
-    )
+    return tuple(map(_segment_key, path.split(SEPARATOR)))
+
+
+@functools.lru_cache(4096)
+def _segment_key(segment: str) -> tuple[Any, ...]:
+    parts = filter(None, re.split(r"(\d+)", segment))
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
 def paths(tree: Any) -> dict[str, Any]:
