@@ -217,6 +217,14 @@ def test_the_law_sees_wrong_arrays_and_wrong_json(monkeypatch):
             check_plan(source, target, rules)
 
 
+def test_the_law_sees_an_inverse_that_is_none(monkeypatch):
+    source, target = {"w": S((2, 2), np.dtype("float32"))}, {"w": S((2, 2), np.dtype("float32"))}
+    wrong = plan({"w": S((2, 2), np.dtype("float32"))}, source, permute("w", (1, 0)))
+    monkeypatch.setattr(Plan, "inverse", lambda self: wrong)
+    with pytest.raises(LawError, match="the plan is not undone by its inverse: 'w' comes back as another"):
+        check_plan(source, target)
+
+
 def test_the_law_sees_chance_and_order(monkeypatch):
     source, target = {"w": S((2, 3), np.dtype("float32"))}, {"k": S((3, 2), np.dtype("float32"))}
     calls = iter([broken(), broken(fingerprint="a")])

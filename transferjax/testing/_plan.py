@@ -24,7 +24,7 @@ def check_plan(source_shapes: Any, target: Any, rules: Iterable[Rule] = ()) -> P
     another or none (a rule whose leaves are all fresh or waived by others is let pass, and ``adapt``, which acts only
     where sizes differ). Deterministic, and independent of the order of dicts and of all rules but ``permute, reshape,
     adapt, cast``. ``from_json(to_json(p)) == p``. Applying to random arrays equals the numpy operations, and the result
-    goes back into the target's structure.
+    goes back into the target's structure. Where the plan has an inverse, it gives back every source leaf that is read.
 
     Args:
       source_shapes: as for ``transferjax.surgery.plan``.
@@ -50,6 +50,7 @@ def check_plan(source_shapes: Any, target: Any, rules: Iterable[Rule] = ()) -> P
     _check_order(made, source_shapes, target, rules)
     _check_json(made)
     _check_apply(made, target)
+    _check_inverse(made)
     return made
 
 
@@ -115,6 +116,20 @@ def _check_apply(made: Plan, target: Any) -> None:
         _law(same, "applied", f"'{move.target}' differs from its numpy operations")
     back = leaves(assemble(target, out))
     _law(all(back[path] is out[path] for path in out), "assembled", "an array is at another path")
+
+
+def _check_inverse(made: Plan) -> None:
+    try:
+        back = made.inverse()
+    except PlanError:
+        return
+    rng = np.random.default_rng(1)
+    arrays = {name: _random(rng, spec) for name, spec in made.sources.items()}
+    initial = {m.target: _random(rng, made.shapes[m.target]) for m in made.moves if m.source is None}
+    again = back.apply(made.apply(arrays.__getitem__, initial.__getitem__))
+    for name in sorted({name for move in made.moves for name in move.sources}):
+        same = again[name].dtype == arrays[name].dtype and np.array_equal(again[name], arrays[name])
+        _law(same, "undone by its inverse", f"'{name}' comes back as another")
 
 
 def _reference(move: Move, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
