@@ -40,6 +40,18 @@ def other_names(num_classes, class_names=(), image_size=None):
 
 def broken():
     return {"no": "model"}
+
+def fixed():
+    return make(2, (), 8)
+
+def open_ended(**options):
+    return make(options.get("num_classes", 3), (), 8)
+
+def raises(num_classes=None):
+    raise ValueError("no luck.\\nNor here.")
+
+def unlike(width):
+    return make(width)
 """
 
 

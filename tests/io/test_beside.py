@@ -35,9 +35,8 @@ def test_it_appears_at_once(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [_write, _folder])
-@pytest.mark.parametrize("before", [_write, _folder])
-def test_overwriting_replaces_files_and_directories(tmp_path, before, make):
-    before(tmp_path / "x", "old")
+def test_overwriting_replaces_files_and_directories(tmp_path, make):
+    make(tmp_path / "x", "old")
     with (
         pytest.raises(CheckpointError, match=r"'.*x' exists. Choose another path, or pass overwrite=True"),
         beside(str(tmp_path / "x"), overwrite=False),
@@ -46,6 +45,20 @@ def test_overwriting_replaces_files_and_directories(tmp_path, before, make):
     with beside(str(tmp_path / "x"), overwrite=True) as new:
         make(new, "new")
     assert _state(tmp_path / "x") == "new" and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("before", "make", "message"),
+    [
+        (_folder, _write, "x' is a directory, and a file does not take its place. Choose another path"),
+        (_write, _folder, "x' is a file, and a directory does not take its place. Choose another path"),
+    ],
+)
+def test_a_file_and_a_directory_never_replace_each_other(tmp_path, before, make, message):
+    before(tmp_path / "x", "old")
+    with pytest.raises(CheckpointError, match=message), beside(str(tmp_path / "x"), overwrite=True) as new:
+        make(new, "new")
+    assert _state(tmp_path / "x") == "old" and os.listdir(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("before", [_write, _folder])

@@ -1,6 +1,7 @@
 """Checkpoint: names, slices, identity."""
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -21,6 +22,28 @@ def test_it_is_a_mapping_of_names(checkpoint):
     assert checkpoint.shapes["stem/kernel"].shape == (3, 5)
     assert checkpoint.metadata == {"epoch": 3}
     assert repr(checkpoint).endswith("w.npz', npz, 7 arrays, verified)")
+
+
+def test_it_is_read_only_when_asked(checkpoint, tree):
+    assert isinstance(checkpoint, Mapping) and list(checkpoint.keys()) == list(checkpoint)
+    items = dict(checkpoint.items())
+    assert list(items) == list(checkpoint) and items["stem/bias"].tolist() == tree["stem"]["bias"].tolist()
+    assert [array.shape for array in checkpoint.values()] == [checkpoint.shapes[name].shape for name in checkpoint]
+    assert checkpoint.get("stem/kernal") is None and checkpoint.get(3, "none") == "none"
+    assert checkpoint.get("stem/bias").tolist() == tree["stem"]["bias"].tolist()
+
+
+def test_it_is_equal_to_itself_alone(checkpoint):
+    other = open(checkpoint.path)
+    assert checkpoint == checkpoint and checkpoint != other and checkpoint != {}
+    assert len({checkpoint, other, checkpoint}) == 2
+
+
+@pytest.mark.parametrize("name", ["stem/kernal", 3, ["stem"]])
+def test_only_what_is_there_is_sliceable(checkpoint, name):
+    assert checkpoint.sliceable("stem/kernel")
+    with pytest.raises(CheckpointError, match=r"has no array '.*' among its 7"):
+        checkpoint.sliceable(name)
 
 
 @pytest.mark.parametrize("name", ["stem/kernal", 3])
@@ -81,6 +104,11 @@ def test_a_digest_is_checked_before_anything_is_served(tmp_path, kit):
     for wrong in ("abc", "g" * 64):
         with pytest.raises(CheckpointError, match=f"digest '{wrong}' is no sha256. Expected 64 hexadecimal digits"):
             open(path, digest=wrong)
+
+
+def test_a_digest_that_is_no_text(checkpoint):
+    with pytest.raises(CheckpointError, match=r"digest is int\. Expected text of 64 hexadecimal digits"):
+        open(checkpoint.path, digest=5)
 
 
 def test_our_files_take_the_fingerprint_or_the_sha256(tmp_path, tree):

@@ -1,10 +1,13 @@
 """diff: every state a leaf can be in, and distances that are honest."""
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from transferjax import io
+from transferjax import Model, io
+from transferjax._errors import CheckpointError
 from transferjax.io import _diff
 from transferjax.io._diff import diff
 
@@ -77,3 +80,42 @@ def test_long_arrays_are_compared_in_parts(monkeypatch):
     b = a.copy()
     b[9] += 7
     assert row(a, b)[6] == 7.0 and row(a, b)[7] == pytest.approx(7 / np.linalg.norm(a))
+
+
+def test_trees_are_compared_by_their_leaves(tmp_path):
+    tree = {"a": {"b": np.ones(2)}, "layers": [np.zeros(1), 3]}
+    equal = {"equal": True, "equal leaves": 3}
+    assert diff(tree, {"a": {"b": np.ones(2)}, "layers": [np.zeros(1), 3]}).metadata == equal
+    other = {"a": {"b": np.array([1.0, 2.0])}, "layers": tree["layers"]}
+    assert diff(tree, other).rows[0][:2] == ("a/b", "values")
+    model = Model(None, None, {"a": tree["a"]}, {"layers": tree["layers"]})
+    assert diff(model, tree).metadata == equal
+    path = io.save(tmp_path / "w.npz", tree).metadata["path"]
+    for saved in (path, tmp_path / "w.npz", io.open(path)):
+        assert diff(saved, model).metadata == diff(tree, saved).metadata == equal
+
+
+def test_shapes_alone_have_no_values():
+    shapes = jax.eval_shape(lambda: {"a": jnp.ones(2)})
+    assert diff(shapes, {"a": np.ones(2, np.float32)}, values=False).rows[0][1] == "same form"
+    with pytest.raises(
+        CheckpointError, match=r"diff\(\) cannot compare dict: 'a' is \(2,\) float32 in it. Expected a check"
+    ):
+        diff(shapes, shapes)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "cannot compare NoneType: it has no named leaf. Expected a checkpoint, its path, or a tree of arrays"),
+        (np.ones(2), "cannot compare ndarray: it has no named leaf"),
+        ({}, "cannot compare dict: it has no named leaf"),
+        ({"a": print}, "cannot compare dict: 'a' is builtin_function_or_method in it"),
+        ({"a/b": 1, "a": {"b": 2}}, "two leaves have the path 'a/b'"),
+        ("nowhere.npz", "there is nothing at '.*nowhere.npz'"),
+    ],
+)
+def test_what_cannot_be_compared(wrong, message):
+    for sides in ((wrong, {"a": np.ones(1)}), ({"a": np.ones(1)}, wrong)):
+        with pytest.raises(CheckpointError, match=message):
+            diff(*sides)

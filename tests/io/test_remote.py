@@ -205,11 +205,20 @@ def test_urls_go_to_epath():
     assert (os.fspath(path.parent), path.name) == ("s3://bucket/a", "w.npz")
 
 
+@pytest.mark.parametrize("url", ["https://host/w.safetensors", "ftp://a/b", "file:///w.npz"])
+def test_urls_of_another_kind(url):
+    message = (
+        rf"'{url}' is a URL of a kind that is not opened here. Expected .*'hf:org/name', or a URL of gs://, s3:// or"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        open(url)
+
+
 def test_ordinary_paths_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hf:org").mkdir()
     pathlib.Path("hf:org/name").touch()
-    for path in ("w.npz", "/a/b", "hf:org/name", "gs:/a", "ftp://a/b"):
+    for path in ("w.npz", "/a/b", "hf:org/name", "gs:/a"):
         assert local(path) == path
 
 

@@ -281,3 +281,29 @@ def test_a_process_reads_the_box_around_its_parts_or_each_alone(tmp_path):
 def test_something_else_as_a_plan(source):
     with pytest.raises(PlanError, match=r"expects a Plan second, got NoneType: write transferjax.surgery.plan"):
         restore(source, None, TARGET)
+
+
+def test_a_path_is_opened(source, tmp_path):
+    made = _plan(source)
+    for path in (source.path, tmp_path / "w"):
+        found = restore(path, made, TARGET)
+        assert found["head"]["kernel"].tolist() == SOURCE["fc.weight"].T.tolist()
+
+
+@pytest.mark.parametrize("wrong", [Model(None, None, TARGET, {}), TARGET, None])
+def test_something_else_as_a_checkpoint(source, wrong):
+    message = (
+        r"restore\(\) expects an opened checkpoint first, got (Model|dict|NoneType): write .*open\(path\), or the path"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        restore(wrong, _plan(source), TARGET)
+
+
+def test_a_module_of_nnx_is_changed_in_place(tmp_path):
+    from flax import nnx
+
+    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    save(tmp_path / "w.npz", {"kernel": np.full((3, 2), 2, np.float32), "bias": np.ones(2, np.float32)})
+    source = open(tmp_path / "w.npz")
+    nnx.update(net, restore(source, plan(source.shapes, nnx.state(net)), nnx.state(net)))
+    assert net(jnp.ones((1, 3))).tolist() == [[7, 7]]

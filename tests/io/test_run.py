@@ -388,6 +388,21 @@ def test_reports_and_figures_are_written(run):
     assert run.write_figure(Figure(), "table.svg").read_bytes() == b"a svg"
 
 
+def test_a_run_made_by_hand_takes_any_path(tmp_path):
+    assert Run(str(tmp_path), {}).metrics() == [] and Run(str(tmp_path), {}).path == tmp_path
+    with pytest.raises(
+        tj.CheckpointError, match=r"Run\(\) expects the path of a file or directory, got dict: write Run"
+    ):
+        Run({}, tmp_path)
+    with pytest.raises(tj.CheckpointError, match=r"Run.open\(\) expects the path of a file or directory, got NoneType"):
+        Run.open(None)
+
+
+def test_something_else_as_the_plan_of_a_run(tmp_path):
+    with pytest.raises(tj.CheckpointError, match=r"Run.create\(\) expects a surgery Plan or None third, got dict"):
+        Run.create(tmp_path / "run", {}, {})
+
+
 # Full and read-only disks ---------------------------------------------------------------------------------------------
 
 
@@ -457,6 +472,39 @@ def test_any_change_changes_the_fingerprint(other):
     assert fingerprint({"a": np.ones((2, 2)), "b": np.zeros(2)}) != fingerprint(other)
 
 
+@pytest.mark.parametrize("format", ["orbax", "safetensors", "npz", "msgpack"])
+def test_the_fingerprint_is_that_of_the_saved_checkpoint(tmp_path, format):
+    tree = {"a": [np.ones((2, 2), np.float32), 3], "b": {"key": jax.random.key(0), "half": jnp.ones(2, jnp.bfloat16)}}
+    tj.io.save(tmp_path / "w", tree, format=format)
+    checkpoint = tj.io.open(tmp_path / "w", digest=fingerprint(tree))
+    assert fingerprint(tree) == checkpoint.fingerprint() and len(fingerprint(tree)) == 64
+
+
+def test_the_fingerprint_of_a_model_is_that_of_its_params_and_extra():
+    model = tj.Model(None, None, {"bn": {"scale": np.ones(2)}}, {"bn": {"mean": np.zeros(2)}})
+    assert fingerprint(model) == fingerprint({"bn": {"scale": np.ones(2), "mean": np.zeros(2)}})
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ("w.npz", r"fingerprint\(\) is of a tree in memory, and got a path. Of a file write transferjax.io.open"),
+        (pathlib.Path("w.npz"), "is of a tree in memory, and got a path"),
+        (None, r"fingerprint\(\) expects a tree of arrays, got NoneType without a leaf"),
+        ({}, "expects a tree of arrays, got dict without a leaf"),
+        ({"a": "text"}, "'a' is str. Expected an array or a number"),
+        (print, "is builtin_function_or_method. Expected an array or a number"),
+    ],
+)
+def test_what_holds_no_array_has_no_fingerprint(tree, message):
+    with pytest.raises(tj.CheckpointError, match=message):
+        fingerprint(tree)
+
+
+def test_a_tree_of_holes_has_a_fingerprint():
+    assert fingerprint({"a": tj.Hole()}) == fingerprint(tj.Hole())
+
+
 def test_the_fingerprint_does_not_depend_on_memory_layout():
     array = np.arange(6.0).reshape(2, 3)
     assert fingerprint(array) == fingerprint(np.asfortranarray(array)) == fingerprint(array.copy()[:, :])
@@ -465,7 +513,7 @@ def test_the_fingerprint_does_not_depend_on_memory_layout():
 def test_arrays_of_other_processes_have_no_fingerprint(monkeypatch):
     array = jnp.ones(2)
     monkeypatch.setattr(type(array), "is_fully_addressable", property(lambda self: False))
-    with pytest.raises(tj.CheckpointError, match=r"'a' \(2,\) float32 lies on devices of several processes"):
+    with pytest.raises(tj.CheckpointError, match=r"'a' \(2,\) float32 lies on several processes. Gather it first"):
         fingerprint({"a": array})
 
 

@@ -200,6 +200,14 @@ def test_metadata_that_json_cannot_hold(tmp_path, value):
         save(tmp_path / "w", {"a": 1}, metadata={"note": value})
 
 
+@pytest.mark.parametrize("metadata", ["x", 5, ["note"]])
+def test_metadata_that_are_no_dict(tmp_path, metadata):
+    with pytest.raises(
+        CheckpointError, match=r"metadata is (str|int|list). Expected a dict of facts: {'note': 'text'}"
+    ):
+        save(tmp_path / "w", {"a": 1}, metadata=metadata)
+
+
 def test_metadata_under_a_number(tmp_path):
     with pytest.raises(CheckpointError, match="metadata 3 is str, which JSON cannot hold"):
         save(tmp_path / "w", {"a": 1}, metadata={3: "x"})
@@ -244,6 +252,8 @@ def test_nothing_warns(tmp_path, tree):
         ("w.msgpack", "msgpack"),
         ("w", "orbax"),
         ("w.v2", "orbax"),
+        ("step_1.5", "orbax"),
+        ("lite0.best", "orbax"),
     ],
 )
 def test_without_a_format_the_ending_of_the_path_decides(tmp_path, name, format):
@@ -259,3 +269,17 @@ def test_an_ending_of_another_format_raises_and_writes_nothing(tmp_path, name, f
     with pytest.raises(CheckpointError, match=message):
         save(tmp_path / name, {"a": np.ones(2)}, format=format)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out.h5", "notes.txt", "back.pth", "m5.bin", "w.KERAS", "a.ckpt", "plan.json"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_ending_that_is_not_written_raises(tmp_path, name, overwrite):
+    (tmp_path / "old.txt").write_text("text")
+    message = (
+        rf"{name}' ends with \{os.path.splitext(name)[1].lower()}, which is not written here. Expected .safetensors "
+        r"\(torch users load it with safetensors.torch.load_file\), .npz, .msgpack, or for an Orbax directory no ending"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        save(tmp_path / name, {"a": np.ones(2)}, overwrite=overwrite)
+    assert os.listdir(tmp_path) == ["old.txt"]
+    assert save(tmp_path / name, {"a": np.ones(2)}, "orbax").metadata["format"] == open(tmp_path / name).format

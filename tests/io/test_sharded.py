@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from transferjax._errors import CheckpointError
 from transferjax.io import open
+from transferjax.surgery import plan
 
 
 def _shards(folder, parts, **index):
@@ -73,6 +74,13 @@ def test_no_index(tmp_path, value):
     (tmp_path / "x.index.json").write_text(json.dumps(value))
     with pytest.raises(CheckpointError, match=r"is no index of shards. Expected"):
         open(tmp_path)
+
+
+def test_a_plan_is_named_as_one(tmp_path):
+    made = plan({"a": A}, {"a": A})
+    (tmp_path / "plan.json").write_text(made.to_json())
+    with pytest.raises(CheckpointError, match=r"plan.json' is a plan of transferjax and holds no arrays. Read it with"):
+        open(tmp_path / "plan.json")
 
 
 def test_two_indices_and_a_huge_one(tmp_path, monkeypatch):

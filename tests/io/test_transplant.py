@@ -322,6 +322,35 @@ def test_something_else_as_a_plan(tmp_path, source):
         transplant(source, {}, tmp_path / "w")
 
 
+@pytest.mark.parametrize("path", [None, {}, 3])
+def test_something_else_as_a_path(source, made, path):
+    message = (
+        r"transplant\(\) expects the path of a file or directory, got \w+: write transplant\(checkpoint, plan, path\)"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        transplant(source, made, path)
+
+
+def test_something_else_as_a_source(tmp_path, made):
+    with pytest.raises(
+        CheckpointError, match=r"transplant\(\) expects an opened checkpoint first, got dict: write trans"
+    ):
+        transplant(SOURCE, made, tmp_path / "w")
+
+
+def test_a_path_is_opened(tmp_path, source, made):
+    transplant(source.path, made, tmp_path / "w.npz", init=INIT)
+    assert len(open(tmp_path / "w.npz")) == len(EXPECTED)
+
+
+def test_an_ending_that_is_not_written(tmp_path, source, made):
+    with pytest.raises(
+        CheckpointError, match=r"m5\.bin' ends with \.bin, which is not written here. Expected .safeten"
+    ):
+        transplant(source, made, tmp_path / "m5.bin", init=INIT)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_plan_bound_to_another_source(tmp_path, source, made):
     with pytest.raises(PlanError, match="bound to a source with fingerprint 0000"):
         transplant(source, made.with_source("0" * 64), tmp_path / "w", init=INIT)

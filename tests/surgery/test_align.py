@@ -129,12 +129,24 @@ def test_the_report_says_why_and_how_sure():
     assert rows["waive('*.position_ids')"] == (1, "counter or buffer (int64)", 1.0)
 
 
-def test_another_number_of_classes_is_told_as_fresh_and_waived():
+def test_another_number_of_classes_is_told_as_fresh_and_goes_back_under_the_old_name():
     source, target, _ = hand_written("efficientnet_lite0", 10)
     rules, report = align(source, target)
     why = "last layer of 1,000 outputs in the file and 10 in the target"
-    assert report.rows[-2:] == (("waive('_fc.*')", 2, why, 1.0), ("fresh('head/fc/**')", 2, why, 1.0))
-    assert surgery.plan(source, target, *rules).counts()["fresh"] == 2
+    told = [row for row in report.rows if row[2] == why]
+    assert told == [
+        (r"rename(r'_fc\.bias', 'head/fc/bias')", 1, why, 1.0),
+        (r"rename(r'_fc\.weight', 'head/fc/kernel')", 1, why, 1.0),
+        ("fresh('head/fc/**')", 2, why, 1.0),
+    ]
+    made = surgery.plan(source, target, *rules)
+    assert made.counts()["fresh"] == 2 and {"_fc.weight", "_fc.bias"} < set(made.waived)
+    assert made.replaced == (
+        surgery.Move("head/fc/bias", "_fc.bias"),
+        surgery.Move("head/fc/kernel", "_fc.weight", (("permute", (1, 0)),)),
+    )
+    back = made.inverse().shapes
+    assert back["_fc.weight"].shape == (10, 1280) and back["_fc.bias"].shape == (10,)
 
 
 def test_numbers_that_change_on_the_way_are_written_out():
@@ -805,3 +817,42 @@ def test_leaves_of_a_fresh_leaf_s_name_are_left_behind_with_it():
     with pytest.raises(PlanError) as error:
         surgery.align(file, {**mine, "dense/kernel": spec(36, 4)})
     assert "Write adapt('dense/bias', ...) or waive('dense/**')." in str(error.value)
+
+
+def test_a_file_of_more_blocks_says_how_to_choose_among_them():
+    layers = lambda form, count: {form.format(i, part): leaf((8, 4)) for i in range(count) for part in "ab"}
+    source, target = layers("h.{}.{}.weight", 12), nest(layers("h/{}/{}/kernel", 6))
+    with pytest.raises(PlanError) as error:
+        align(source, target)
+    text = str(error.value)
+    chosen = r"waive(regex(r'h\.(1|3|5|7|9|11)\D.*'))"
+    assert (
+        f"Write which to leave behind, for example {chosen}; where the names are those of the target, select(" in text
+    )
+    assert "h.11.a.weight" not in text
+    rules, _ = align(source, target, rules=(surgery.waive(regex(r"h\.(1|3|5|7|9|11)\D.*")),))
+    moves = surgery.plan(source, target, *rules).moves
+    assert [move.source for move in moves[:3]] == ["h.0.a.weight", "h.0.b.weight", "h.2.a.weight"]
+    source = layers("h/{}/{}/kernel", 12)
+    with pytest.raises(PlanError) as error:
+        align(source, target)
+    assert r"Write, for example, select(r'h/(?P<i>\d+)\D.*', [0, 2, 4, 6, 8, 10])" in str(error.value)
+    rules, _ = align(source, target, rules=(surgery.select(r"h/(?P<i>\d+)\D.*", [0, 2, 4, 6, 8, 10]),))
+    assert surgery.plan(source, target, *rules).moves[2].source == "h/2/a/kernel"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "rules", "message"),
+    [
+        ({}, {"a": leaf((2,))}, (), "align() found no leaf in source_shapes. Pass Checkpoint.shapes as source, and"),
+        ({"a": leaf((2,))}, None, (), "align() found no leaf in target."),
+        ({"a": leaf((2,))}, {"a": leaf((2,))}, surgery.fresh("a"),
+         "align() takes several rules, and fresh('a') is one. Write (fresh('a'),), a tuple."),
+        ({"a": leaf((2,))}, {"a": leaf((2,))}, 5,
+         "align() takes a tuple of rules; int came. Write (rename(...), fresh(...))."),
+    ],
+)  # fmt: skip
+def test_what_is_no_side_or_no_rules_is_said(source, target, rules, message):
+    with pytest.raises(PlanError) as error:
+        align(source, target, rules=rules)
+    assert message in str(error.value)

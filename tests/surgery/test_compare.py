@@ -13,7 +13,7 @@ from flax import nnx
 
 import transferjax as tj
 from transferjax import interop, models, surgery
-from transferjax._errors import SelectionError, TransferError
+from transferjax._errors import PlanError, SelectionError, TransferError
 from transferjax.models import _bert, _initialise
 from transferjax.models import _efficientnet_lite as lite
 from transferjax.surgery import _compare
@@ -346,6 +346,12 @@ STEM = chain(("stem", DOUBLE))
          r"compare\(\): model_a has no 'stme'. Nearest: stem"),
         (STEM, {"first": np.ones(2)}, "**/stem", SelectionError,
          r"compare\(\): '\*\*/stem' matched none of the 1 names of model_b: first."),
+        (STEM, STEM, {"st*": "st*"}, SelectionError,
+         r"^compare\(\): model_a: selector 'st\*' matched none of 1 module.*In pairs each name is one path, not a gl"),
+        ({"stem": np.ones(2)}, STEM, {"st*": "stem"}, SelectionError,
+         r"model_a has no 'st\*'. Nearest: stem. In pairs each name is one path, not a glob: write each pair out"),
+        (STEM, {"stem": "x"}, "**", TransferError,
+         r"compare\(\): 'stem' of model_b is str; expected an array of numbers."),
         (STEM, 3, "**", TransferError, r"compare\(\) expects a Model or a mapping {name: array} as model_b, got int"),
         (STEM._replace(params={"unused": jax.ShapeDtypeStruct((), np.float32)}), STEM, "**", TransferError,
          r"compare\(\): the weights of model_a are abstract, see 'unused'."),
@@ -354,6 +360,12 @@ STEM = chain(("stem", DOUBLE))
 def test_what_cannot_be_compared_says_what_to_write(a, b, at, error, message):
     with pytest.raises(error, match=message):
         compare(a, b, jnp.ones(2), at=at)
+
+
+@pytest.mark.parametrize("tolerance", [-1, "x", NAN, None, True])
+def test_a_tolerance_that_is_none_is_said(tolerance):
+    with pytest.raises(PlanError, match=r"tolerance is .*; expected a number of at least 0, such as 1e-4"):
+        compare(STEM, STEM, jnp.ones(2), tolerance=tolerance)
 
 
 def test_the_public_name():

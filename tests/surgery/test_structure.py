@@ -169,7 +169,9 @@ def test_what_is_wrong_is_said(source, target, rules, message):
         (lambda: split("a", ("b", "c"), axis=0, sizes=(-1, 1)), "has the sizes (-1, 1); expected"),
         (lambda: unstack("a", "b"), "unstack('a', 'b') has no {i} in its replacement."),
         (lambda: stack("a", "b"), "stack('a', 'b') has no group i in its pattern. Write (?P<i>\\d+)"),
-        (lambda: fuse("ab", "c", axis=0), "expects a tuple of at least two patterns."),
+        (lambda: split("a", None, axis=0), "split('a', None) expects a tuple of at least two replacements"),
+        (lambda: fuse("ab", "c", axis=0), "fuse('ab', 'c') expects a tuple of at least two patterns."),
+        (lambda: fuse(("a",), "c", axis=0), "fuse(('a',), 'c') expects a tuple of at least two patterns."),
         (lambda: fuse(("a", "(b"), "c", axis=0), "is malformed: missing )"),
         (lambda: tie("(a", "b"), "tie('(a', 'b') is malformed"),
         (lambda: tie("a", str), "tie('a', <class 'str'>) expects a str as replacement, got type."),
@@ -193,3 +195,13 @@ def test_a_malformed_rule_raises_where_it_is_written(make, message):
 )
 def test_a_rule_prints_as_it_is_written(rule, text):
     assert repr(rule) == text
+
+
+def test_fused_leaves_of_unrolled_layers_fill_a_scanned_target_in_two_plans():
+    source = {f"b.{i}.qkv": np.arange(24.0).reshape(4, 6) + 100 * i for i in range(2)}
+    target = {"layers": {"q": np.zeros((2, 4, 3)), "kv": np.zeros((2, 4, 3))}}
+    halfway = {f"{i}/{part}": jax.ShapeDtypeStruct((4, 3), np.dtype(float)) for i in range(2) for part in ("q", "kv")}
+    cut = plan(source, halfway, split(r"b\.(\d+)\.qkv", (r"\1/q", r"\1/kv"), axis=1))
+    piled = plan(halfway, target, stack(r"(?P<i>\d+)/(.*)", r"layers/\2"))
+    made = piled.apply(cut.apply(source))
+    assert np.array_equal(made["layers/kv"], np.stack([source[f"b.{i}.qkv"][:, 3:] for i in range(2)]))

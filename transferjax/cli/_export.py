@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from typing import Any
 
@@ -34,27 +35,39 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     import transferjax as tj
+    from transferjax.cli._outputs import spare
     from transferjax.cli._sources import plan_of
 
+    spare(arguments.output, "OUT", {"SRC": arguments.source, "--plan": arguments.plan})
     format = arguments.format or (None if pathlib.Path(arguments.output).suffix else "safetensors")
     if arguments.plan:
         plan, source = plan_of(arguments.plan), tj.io.open(arguments.source)
         options = {"format": format, "overwrite": arguments.overwrite}
         report = tj.io.transplant(source, plan.inverse(leave_out=arguments.leave_out), arguments.output, **options)
     else:
-        plan, arrays = _of_a_run(arguments.source, arguments.weights)
+        directory = _run(arguments.source, arguments.weights)
+        spare(arguments.output, "OUT", {"the weights of the run": directory.config["weights"]})
+        plan, arrays = _of_a_run(directory, arguments.source)
         named = plan.inverse(leave_out=arguments.leave_out).apply(arrays)
         report = tj.io.save(arguments.output, named, format=format, overwrite=arguments.overwrite)
     show(report, arguments.json)
     return 0
 
 
-def _of_a_run(path: str, weights: str | None) -> tuple[Any, Any]:
+def _run(path: str, weights: str | None) -> Any:
+    import transferjax as tj
+    from transferjax.cli._recipe import moved
+
+    if os.path.exists(path) and not (pathlib.Path(path) / "config.json").is_file():
+        raise tj.PlanError(f"'{path}' is no run directory. Add --plan, the plan that led to the names of a checkpoint.")
+    return moved(tj.io.Run.open(path), weights, "raise")
+
+
+def _of_a_run(directory: Any, path: str) -> tuple[Any, Any]:
     """The plan of a run, and the arrays of its model after fine-tuning, adapters merged."""
     import transferjax as tj
-    from transferjax.cli._recipe import moved, restored
+    from transferjax.cli._recipe import restored
 
-    directory = moved(tj.io.Run.open(path), weights, "raise")
     plan = directory.plan
     if plan is None:
         raise tj.PlanError(f"the run '{path}' started from no file of weights, so there are no names to go back to.")

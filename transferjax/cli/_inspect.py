@@ -15,7 +15,8 @@ def add(verbs: Any) -> None:
         "inspect",
         run,
         "what is in a weight file: names, shapes, types, sizes, digest",
-        "Lists every array of a checkpoint without loading it: torch (.pth, .pt), safetensors, .npz, or an Orbax\n"
+        "Lists every array of a checkpoint without loading it: torch (.pth, .pt, .bin), safetensors (also sharded),\n"
+        ".npz, Flax msgpack, Keras (.keras, .weights.h5, .h5), a Hugging Face folder or hf:org/name, or an Orbax\n"
         "directory; of a run directory, its newest checkpoint. Nothing in the file is executed. The last lines give\n"
         "its size, its digest, and whether its bytes are covered by checksums (verified) or not.",
         "  transferjax inspect efficientnet-lite0.pth",

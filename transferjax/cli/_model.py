@@ -6,7 +6,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import transferjax as tj
@@ -80,8 +81,48 @@ def adapted(model: tj.Model, head: Callable[[], Any]) -> Any:
     return tj.where(lambda path, leaf: leaf.ndim in (2, 4), "kernels") & tj.glob("**/kernel") & ~as_selector(head())
 
 
-def call_function(name: str, options: dict[str, Any]) -> tj.Model:
-    """What ``module:function`` returns, given those of the options that it has parameters for."""
+def call_function(name: str, options: dict[str, Any], needed: Sequence[str] = ()) -> tj.Model:
+    """What ``module:function`` returns, given those of the options that it has parameters for.
+
+    Args:
+      name: ``module:function``.
+      options: by the names of parameters; ``None`` leaves the function its default.
+      needed: options that must not go unused where they are given.
+    """
+    function = _imported(name)
+    parameters = {k: v for k, v in _parameters(function).items() if v.kind is not inspect.Parameter.VAR_POSITIONAL}
+    open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    unused = [k for k in needed if options[k] is not None and k not in parameters and not open_ended]
+    if unused:
+        raise tj.TransferError(
+            f"--{unused[0].replace('_', '-')} would do nothing: {name} has no parameter {unused[0]}. Add it to the "
+            "function, or leave the option out."
+        )
+    must = {k for k, v in parameters.items() if v.default is v.empty and v.kind is not v.VAR_KEYWORD}
+    lacking = sorted(must - set(options))
+    if lacking:
+        raise tj.TransferError(
+            f"{name} needs the parameter {lacking[0]}, which is not given here. Expected defaults for all but "
+            f"{', '.join(options)}."
+        )
+    given = {k: v for k, v in options.items() if k in parameters and (v is not None or k in must)}
+    given |= {k: options[k] for k in needed if open_ended and options[k] is not None}
+    try:
+        model = function(**given)
+    except tj.TransferError:
+        raise
+    except Exception as error:
+        hint = " Give --num-classes N." if "num_classes" in needed and given.get("num_classes", 0) is None else ""
+        raise tj.TransferError(f"{name} raised {_told(error)}. Expected a transferjax.Model.{hint}") from error
+    if not isinstance(model, tj.Model):
+        raise tj.TransferError(
+            f"{name} returned {type(model).__name__}; expected a transferjax.Model, for example from "
+            "transferjax.interop.nnx(module)."
+        )
+    return model
+
+
+def _imported(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -91,13 +132,26 @@ def call_function(name: str, options: dict[str, Any]) -> tj.Model:
         raise tj.TransferError(
             f"'{name}' cannot be imported: {error}. Expected module:function, importable from this directory."
         ) from None
-    parameters = inspect.signature(function).parameters
-    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
-    given = {k: v for k, v in options.items() if k in parameters and (v is not None or k in needed)}
-    model = function(**given)
-    if not isinstance(model, tj.Model):
+    except Exception as error:
+        raise tj.TransferError(f"the module of '{name}' raised {_told(error)}. Expected one that imports.") from error
+    if not callable(function):
         raise tj.TransferError(
-            f"{name} returned {type(model).__name__}; expected a transferjax.Model, for example from "
-            "transferjax.interop.nnx(module)."
+            f"'{name}' is {type(function).__name__}, not a function. Expected one that returns a transferjax.Model."
         )
-    return model
+    return function
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # some that are written in C tell nothing
+        return {}
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error, the first line of its text, and where in the user's code it arose."""
+    ours = (__file__, importlib.__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours and f.filename[:1] != "<"]
+    place = f" ({os.path.basename(frames[0].filename)}, line {frames[0].lineno})" if frames else ""
+    text = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    return f"{type(error).__name__}{': ' + text if text else ''}{place}"

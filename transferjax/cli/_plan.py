@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from transferjax.cli._arguments import count, verb
@@ -33,20 +34,24 @@ def add(verbs: Any) -> None:
     parser.add_argument("--convention", metavar="NAME", help="whose names the file has, of those that the model knows")
     parser.add_argument("--rules", metavar="FILE", help="rules to use, JSON or Python that defines RULES")
     parser.add_argument("--align", action="store_true", help="propose the rules that --rules does not give")
+    parser.add_argument("--layout", choices=("torch", "same"), help="of the file's kernels, where --align asks for it")
     parser.add_argument("--save-rules", metavar="FILE", help="write all rules that were used, as .json or .py")
     parser.add_argument("--output", metavar="FILE", help="write the plan as JSON, for `transferjax transplant`")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of --output and --save-rules")
     parser.add_argument("--bind", action="store_true", help="bind the plan to this very source, by its fingerprint")
 
 
 def run(arguments: argparse.Namespace) -> int:
     import transferjax as tj
-    from transferjax.cli._sources import shapes_of, target_of, write_rules, write_text
+    from transferjax.cli._outputs import write_rules, write_text
+    from transferjax.cli._sources import shapes_of, target_of
 
+    _check(arguments)
     target, name = target_of(arguments.target, arguments.num_classes)
     source = tj.io.open(_path(arguments.source, name))
     rules = _rules(arguments, name)
     if arguments.align:
-        rules, report = tj.surgery.align(source.shapes, shapes_of(target), rules=rules)
+        rules, report = tj.surgery.align(source.shapes, shapes_of(target), rules=rules, layout=arguments.layout)
         note(str(report))
     plan = tj.surgery.plan(source.shapes, shapes_of(target), *rules)
     if arguments.bind:
@@ -60,6 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show(plan.report(), False)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises before the work, which may be long, if what it makes cannot be written or an option goes unused."""
+    import transferjax as tj
+    from transferjax.cli._outputs import check_file, check_rules
+
+    if arguments.layout and not arguments.align:
+        raise tj.PlanError("--layout is for --align. Add that, or write torch_layout(...) into --rules.")
+    module = arguments.target.partition(":")[0].replace(".", "/") + ".py"  # of module:function
+    given = {"SRC": arguments.source, "TARGET": arguments.target, "--rules": arguments.rules}
+    given |= {"TARGET's module": module} if ":" in arguments.target else {}
+    if arguments.save_rules:
+        check_rules(arguments.save_rules)
+        check_file(arguments.save_rules, "--save-rules", given, arguments.overwrite)
+    if arguments.output:
+        check_file(arguments.output, "--output", given, arguments.overwrite)
+    if arguments.output and os.path.realpath(arguments.output) == os.path.realpath(arguments.save_rules or ""):
+        raise tj.PlanError("--output and --save-rules name the same file. Choose another path for one of them.")
 
 
 def _path(source: str, name: str | None) -> Any:

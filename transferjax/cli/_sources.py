@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import pathlib
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import transferjax as tj
 from transferjax.cli._model import call_function
-from transferjax.io._beside import write_bytes
 
 MANIFEST, ARRAYS = "manifest.json", "arrays"
 """What a checkpoint of a run directory holds."""
@@ -45,14 +44,19 @@ def target_of(name: str, num_classes: int | None, seed: int = 0) -> tuple[Any, s
       name: a model of the zoo, ``module:function``, or the path of a checkpoint whose names and shapes are wanted.
       num_classes: outputs of a model.
       seed: of fresh weights.
+
+    Raises:
+      TransferError: ``num_classes`` is given and changes nothing.
     """
     import jax
 
-    if os.path.exists(name):
+    if os.path.exists(name) or "://" in name or name.startswith("hf:"):
+        if num_classes is not None:
+            raise tj.TransferError(f"--num-classes is for models; '{name}' is a checkpoint. Leave it out.")
         return tj.io.open(name), None
     options = {"num_classes": num_classes, "key": jax.random.key(seed)}
     if ":" in name:
-        return call_function(name, options), None
+        return call_function(name, options, needed=("num_classes",)), None
     return tj.models.create(name, **options), name
 
 
@@ -72,28 +76,14 @@ def rules_of(path: str) -> tuple[Any, ...]:
     if not file.is_file():
         raise tj.PlanError(f"there is no file of rules at '{path}'. Expected JSON (.json) or Python (.py).")
     if file.suffix != ".py":
-        return tj.surgery.rules_from_json(file.read_text(encoding="utf-8"))
+        return _parsed(file, "rules, JSON (.json) or Python (.py)", tj.surgery.rules_from_json)
     try:
         found = runpy.run_path(str(file)).get("RULES")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise tj.PlanError(f"'{path}' raised {type(error).__name__}: {error}. Expected Python that runs.") from error
     if not isinstance(found, Sequence) or not all(isinstance(rule, tj.surgery.Rule) for rule in found):
         raise tj.PlanError(f"'{path}' defines no RULES. Write RULES = (rename(...), ...), a tuple of surgery rules.")
     return tuple(found)
-
-
-def write_rules(path: str, rules: Sequence[Any]) -> None:
-    """Rules as a file of the kind that its ending says."""
-    kind = pathlib.Path(path).suffix
-    if kind not in (".py", ".json"):
-        raise tj.PlanError(f"rules are not written as '{path}'. Expected an ending of .py or .json.")
-    made = tj.surgery.rules_to_python if kind == ".py" else tj.surgery.rules_to_json
-    write_text(path, made(rules))
-
-
-def write_text(path: str, text: str) -> None:
-    """A file of text, written beside and renamed."""
-    write_bytes(pathlib.Path(path), text.encode())
 
 
 def plan_of(path: str) -> Any:
@@ -101,7 +91,23 @@ def plan_of(path: str) -> Any:
     file = pathlib.Path(path)
     if not file.is_file():
         raise tj.PlanError(f"there is no plan at '{path}'. Write one: transferjax plan SRC TARGET --output {path}")
-    return tj.surgery.Plan.from_json(file.read_text(encoding="utf-8"))
+    return _parsed(
+        file,
+        "a plan, in JSON as `transferjax plan --output` writes it, where --help shows PLAN",
+        tj.surgery.Plan.from_json,
+    )
+
+
+def _parsed(file: pathlib.Path, expected: str, parse: Callable[[str], Any]) -> Any:
+    """What a file of JSON says; errors name the file."""
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise tj.PlanError(f"'{file}' is no text. Expected {expected}.") from None
+    except OSError as error:
+        raise tj.PlanError(f"'{file}' cannot be read: {error.strerror or error}. Expected {expected}.") from None
+    except tj.PlanError as error:
+        raise tj.PlanError(f"in '{file}': {error}") from None
 
 
 def _newest(path: pathlib.Path) -> pathlib.Path | None:

@@ -35,8 +35,12 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     import transferjax as tj
+    from transferjax.cli._outputs import spare
     from transferjax.cli._sources import plan_of, target_of, values_of
 
+    if arguments.num_classes is not None and not arguments.target:
+        raise tj.PlanError("--num-classes is for --target, which is not given. Add that, or leave it out.")
+    spare(arguments.output, "OUT", {"SRC": arguments.source, "PLAN": arguments.plan, "--target": arguments.target})
     plan, source = plan_of(arguments.plan), tj.io.open(arguments.source)
     init = None
     if arguments.target:

@@ -17,6 +17,26 @@ OPTIONS = {
         "The images are not those that the run was started with, or damaged ones among them are left out now: "
         "bring them back, or start a new run in another --output"
     ),
+    r"Pass another file, the rules of its convention": "Give another file, the --convention that it follows",
+    r"(transferjax\.|tj\.)?surgery\.align\([^)]*\)": "--align",
+    r"Read it with Plan\.from_json\(text\), and open": "Give",
+    r"Run\.create \(or (`transferjax finetune --output`)\)": r"\1",
+    r"pass overwrite=True": "add --overwrite",
+    r"Leave leaves out, plan\.inverse\(leave_out=\.\.\.\), or say how they are made, .*": (
+        "Leave leaves out: --leave-out GLOB."
+    ),
+    r"inverse\(leave_out=('[^']*'|.*?)\) selects": r"--leave-out \1 selects",
+    r"Pass what you know as align\(\.\.\., rules=\(\.\.\.\)\), or .*": (
+        "Write what you know into a file of rules: --rules FILE."
+    ),
+    r"\balign\(\) ": "--align ",
+    r"Write layout='torch' \(transposed\) or layout='same' \(kept\)": (
+        "Add --layout torch (transposed) or --layout same (kept)"
+    ),
+    r"Write layout=\.\.\.": "Add --layout torch or --layout same",
+    r"free the plan with plan\.with_source\(None\)": "make the plan again without --bind",
+    r"Leave format out": "Leave --format out",
+    r"\bformat='(\w+)'": r"--format \1",
 }
 """What the library says to write in Python, and what to write here."""
 _SEVERAL = re.compile(r"^the plan has ([\d,]+) problems:$")

@@ -39,7 +39,8 @@ def beside(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[
       A path inside a new directory ``.partial-...`` of the same parent, which is removed in any case.
 
     Raises:
-      CheckpointError: ``path`` exists, or the system refuses (read-only, disk full); the old state is untouched.
+      CheckpointError: ``path`` exists, or is a directory where a file is written or the other way round; or the system
+        refuses (read-only, disk full). The old state is untouched.
     """
     path = os.fspath(path)
     if not overwrite and os.path.lexists(path):
@@ -111,8 +112,16 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
+def check_kind(path: str, directory: bool) -> None:
+    """Raises ``CheckpointError`` if a file would take the place of a directory, or a directory that of a file."""
+    if os.path.lexists(path) and os.path.isdir(path) != directory:
+        there, new = ("a file", "a directory") if directory else ("a directory", "a file")
+        raise CheckpointError(f"'{path}' is {there}, and {new} does not take its place. Choose another path.")
+
+
 def _take_place(new: str, path: str, old: str) -> None:
-    if not os.path.isdir(new) and not os.path.isdir(path):
+    check_kind(path, os.path.isdir(new))
+    if not os.path.isdir(new):
         os.replace(new, path)
         return
     there = os.path.lexists(path)

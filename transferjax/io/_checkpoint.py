@@ -11,11 +11,15 @@ import numpy as np
 from transferjax._errors import CheckpointError, nearest_hint
 from transferjax.io._boxes import c_strides, normalise
 from transferjax.io._manifest import Manifest, dtype_of
-from transferjax.io._reader import Reader
+from transferjax.io._reader import Entry, Reader
 
 
-class Checkpoint:
+class Checkpoint(Mapping[str, np.ndarray]):
     """An opened checkpoint; made by :func:`transferjax.io.open`. Only headers have been read.
+
+    It is a read-only mapping from names to arrays: ``[name]`` reads one, ``values()`` and ``items()`` read them one by
+    one as they are asked for. Two checkpoints are equal only if they are one object; what they hold is compared by
+    :func:`transferjax.io.diff`.
 
     Attributes:
       path: the absolute path.
@@ -33,6 +37,8 @@ class Checkpoint:
     >>> checkpoint = io.open(file)
     >>> len(checkpoint), "bias" in checkpoint, checkpoint["bias"], checkpoint.verified
     (1, True, array([0., 0.]), 'verified')
+    >>> list(checkpoint.keys()), [(name, array.sum().item()) for name, array in checkpoint.items()]
+    (['bias'], [('bias', 0.0)])
     """
 
     def __init__(self, path: str, reader: Reader):
@@ -57,6 +63,10 @@ class Checkpoint:
     def __getitem__(self, path: str) -> np.ndarray:
         return self.read(path)
 
+    def get(self, path: str, default: Any = None) -> Any:
+        """The array of a name, or ``default`` where there is none."""
+        return self.read(path) if path in self else default
+
     def read(self, path: str, index: Any = None) -> np.ndarray:
         """One array, or a part of it; a new array that nothing else refers to.
 
@@ -78,21 +88,25 @@ class Checkpoint:
         >>> io.open(_.metadata["path"]).read("w", (slice(None), 1))
         array([1, 4])
         """
-        entry = self._reader.entries.get(path)
-        if entry is None:
-            raise CheckpointError(
-                f"'{self.path}' has no array '{path}' among its {len(self)}.{nearest_hint(str(path), self.shapes)}"
-            )
+        entry = self._entry(path)
         low, high, inner = normalise(... if index is None else index, entry.shape, path)
         out = entry.box(low, high) if self._manifest is None else self._manifest.read(path, entry, low, high)
         return out if index is None else np.asarray(out[inner], order="C")  # copied only where it is not contiguous
 
     def sliceable(self, path: str) -> bool:
         """Whether a part of an array costs about its share: it is stored in C order and not compressed as one piece."""
-        entry: Any = self._reader.entries[path]
+        entry: Any = self._entry(path)
         compressed = getattr(getattr(entry, "source", None), "compressed", False)
         strides = getattr(entry, "strides", None)
         return not compressed and strides in (None, c_strides(entry.shape, entry.dtype.itemsize))
+
+    def _entry(self, path: str) -> Entry:
+        entry = self._reader.entries.get(path) if isinstance(path, str) else None
+        if entry is None:
+            raise CheckpointError(
+                f"'{self.path}' has no array '{path}' among its {len(self)}.{nearest_hint(str(path), self.shapes)}"
+            )
+        return entry
 
     @property
     def verified(self) -> str:
@@ -119,6 +133,8 @@ class Checkpoint:
         Raises:
           CheckpointError: it is another content.
         """
+        if not isinstance(digest, str):
+            raise CheckpointError(f"digest is {type(digest).__name__}. Expected text of 64 hexadecimal digits.")
         wanted = digest.lower().removeprefix("sha256:")
         if len(wanted) != 64 or any(c not in "0123456789abcdef" for c in wanted):
             raise CheckpointError(f"digest '{digest[:80]}' is no sha256. Expected 64 hexadecimal digits.")
@@ -135,7 +151,13 @@ class Checkpoint:
         return iter(self.shapes)
 
     def __contains__(self, path: object) -> bool:
-        return path in self.shapes
+        return isinstance(path, str) and path in self.shapes
+
+    def __eq__(self, other: object) -> bool:  # a mapping's own would read every array of both
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self) -> str:
         return f"Checkpoint('{self.path}', {self.format}, {len(self)} arrays, {self.verified})"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from transferjax._errors import CheckpointError, SelectionError, describe
 from transferjax._report import Report
+from transferjax.io._open import open
+from transferjax.surgery import leaves
 from transferjax.tree import natural
 
 COLUMNS = ("path", "state", "shape", "other shape", "dtype", "other dtype", "max |a - b|", "relative")
@@ -18,7 +23,7 @@ def diff(a: Any, b: Any, *, values: bool = True) -> Report:
     """Compares two checkpoints by structure, shapes, dtypes and numbers, one leaf in memory at a time.
 
     Args:
-      a: a :class:`Checkpoint`, or a flat mapping ``{path: array}``.
+      a: a :class:`Checkpoint` or a path, which is opened; or a pytree or ``Model``, nested or ``{path: array}``.
       b: the other.
       values: whether to read the arrays; ``False`` compares headers only.
 
@@ -29,14 +34,14 @@ def diff(a: Any, b: Any, *, values: bool = True) -> Report:
       float64 and given where shapes agree. The metadata count the states; ``equal`` says whether all leaves are.
 
     Raises:
-      CheckpointError: a file is damaged.
+      CheckpointError: a file is damaged or unknown, or something is neither a checkpoint nor a tree of arrays.
 
     >>> import numpy as np
     >>> report = diff({"w": np.zeros(2), "b": np.ones(1)}, {"w": np.array([0.0, 3.0]), "b": np.ones(1)})
     >>> [(row[0], row[1], row[6]) for row in report.rows], report.metadata["equal"]
     ([('b', 'equal', 0.0), ('w', 'values', 3.0)], False)
     """
-    left, right = _Side(a), _Side(b)
+    left, right = _Side(a, values), _Side(b, values)
     rows = [_row(path, left, right, values) for path in sorted({*left.shapes, *right.shapes}, key=_natural)]
     counts: dict[str, Any] = {}
     for row in rows:
@@ -47,15 +52,40 @@ def diff(a: Any, b: Any, *, values: bool = True) -> Report:
 
 
 class _Side:
-    """A checkpoint or a mapping: the form of each leaf, and its array."""
+    """A checkpoint or a tree: the form of each leaf, and its array."""
 
-    def __init__(self, source: Any):
-        self.shapes: Mapping[str, Any] = source if isinstance(source, Mapping) else source.shapes
-        self.read = source.__getitem__
+    def __init__(self, source: Any, values: bool):
+        source = open(source) if isinstance(source, str | os.PathLike) else source
+        if hasattr(source, "shapes") and hasattr(source, "__getitem__"):
+            self.shapes, self.read = source.shapes, source.__getitem__
+            return
+        self.shapes = _leaves(source, values)
+        self.read = self.shapes.__getitem__
 
     def form(self, path: str) -> tuple[tuple[int, ...], str]:
         leaf = self.shapes[path] if hasattr(self.shapes[path], "dtype") else np.asarray(self.shapes[path])
         return tuple(leaf.shape), str(leaf.dtype)
+
+
+def _leaves(tree: Any, values: bool) -> Mapping[str, Any]:
+    try:
+        found = leaves(tree)
+    except SelectionError as error:
+        raise CheckpointError(str(error)) from None
+    wrong = [path for path, leaf in found.items() if not path or _no_array(leaf, values)]
+    if wrong or not found:
+        what = f"'{wrong[0]}' is {describe(found[wrong[0]])} in it" if wrong and wrong[0] else "it has no named leaf"
+        raise CheckpointError(
+            f"diff() cannot compare {type(tree).__name__}: {what}. Expected a checkpoint, its path, or a tree of "
+            "arrays; of shapes alone with values=False."
+        )
+    return found
+
+
+def _no_array(leaf: Any, values: bool) -> bool:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return values
+    return not hasattr(leaf, "dtype") and np.asarray(leaf).dtype == object
 
 
 def _row(path: str, a: _Side, b: _Side, values: bool) -> tuple[Any, ...]:

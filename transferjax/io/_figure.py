@@ -7,7 +7,9 @@ import os
 import pathlib
 from typing import Any
 
+from transferjax._errors import CheckpointError
 from transferjax.io._beside import write_bytes, writing
+from transferjax.io._replace import absolute
 
 
 def write_figure(path: str | os.PathLike[str], figure: Any) -> pathlib.Path:
@@ -21,7 +23,7 @@ def write_figure(path: str | os.PathLike[str], figure: Any) -> pathlib.Path:
       The path.
 
     Raises:
-      CheckpointError: it cannot be written.
+      CheckpointError: it is no figure, the ending names no picture's format, or it cannot be written.
 
     >>> import tempfile
     >>> from transferjax.report import curves
@@ -30,9 +32,14 @@ def write_figure(path: str | os.PathLike[str], figure: Any) -> pathlib.Path:
     'curves.svg'
     >>> folder.cleanup()
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(absolute(path, "write_figure", "write write_figure(path, figure)"))
+    if not callable(getattr(figure, "savefig", None)):
+        raise CheckpointError(f"write_figure() expects a matplotlib Figure second, got {type(figure).__name__}.")
     memory = io.BytesIO()
-    figure.savefig(memory, format=path.suffix.lstrip(".") or "png")
+    try:
+        figure.savefig(memory, format=path.suffix.lstrip(".") or "png")
+    except ValueError as error:  # matplotlib lists the formats that it has
+        raise CheckpointError(f"the figure cannot be drawn for '{path}': {error}") from None
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, memory.getvalue())

@@ -45,6 +45,11 @@ def encode(leaves: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     return json.dumps({**body, "sha256": _text_digest(body)}, separators=(",", ":"))
 
 
+def identity(leaves: Mapping[str, Any]) -> str:
+    """The fingerprint of a tree, from the facts of its leaves by path; their order does not matter."""
+    return _text_digest(dict(leaves))
+
+
 class Manifest:
     """A checked manifest.
 
@@ -71,7 +76,7 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """The identity of names, shapes, dtypes and contents; the same for the same tree in every format."""
-        return _text_digest({path: self.leaves[path] for path in sorted(self.leaves)})
+        return identity(self.leaves)
 
     def check(self, entries: Mapping[str, Entry]) -> None:
         """Raises ``CheckpointError`` unless exactly these leaves, shapes and storable dtypes are in the file."""

@@ -33,9 +33,10 @@ def open(path: str | os.PathLike[str], digest: str | None = None) -> Checkpoint:
     called ``<layer>/kernel``, its optimizer's ``optimizer/...``.
 
     Args:
-      path: a file or directory; or ``"hf:org/name"``, ``"hf:org/name@revision"``, either with ``"/file"`` behind it
-        (needs the extra ``hub``); or a URL of ``gs://``, ``s3://``, ``az://``, which ``etils.epath`` copies into the
-        cache (``$TRANSFERJAX_CACHE``, else ``~/.cache/transferjax``) before anything is read.
+      path: a file or directory, ``~`` expanded; or ``"hf:org/name"``, ``"hf:org/name@revision"``, either with
+        ``"/file"`` behind it (needs the extra ``hub``); or a URL of ``gs://``, ``s3://``, ``az://``, which
+        ``etils.epath`` copies into the cache (``$TRANSFERJAX_CACHE``, else ``~/.cache/transferjax``) before anything is
+        read.
       digest: the expected sha256 of the file, or a ``fingerprint()``; checked before anything is served.
 
     Returns:
@@ -53,7 +54,7 @@ def open(path: str | os.PathLike[str], digest: str | None = None) -> Checkpoint:
     """
     if not isinstance(path, str | os.PathLike):
         raise CheckpointError(f"open() expects the path of a file or directory, got {type(path).__name__}.")
-    where = os.path.abspath(local(os.fspath(path)))
+    where = os.path.abspath(local(os.path.expanduser(os.fspath(path))))
     if not os.path.exists(where):
         raise CheckpointError(f"there is nothing at '{where}'.{_neighbours(where)}")
     checkpoint = Checkpoint(where, _folder(where) if os.path.isdir(where) else _file(where))

@@ -16,6 +16,7 @@ from typing import Any
 from transferjax._errors import CheckpointError
 from transferjax.io._beside import beside
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _REMOTE = re.compile(r"(gs|s3|az)://[^/]")
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>[^\0]+))?")
 _MOST, _DEEPEST = 100_000, 16
@@ -35,12 +36,17 @@ def local(path: str) -> str:
         ``s3://`` or ``az://``; anything else is returned as it is.
 
     Raises:
-      CheckpointError: the package that reaches it is missing, or it cannot be fetched.
+      CheckpointError: it is a URL of another kind, the package that reaches it is missing, or it cannot be fetched.
     """
     if path.startswith("hf:") and not os.path.exists(path):
         return _from_hub(path)
     if _REMOTE.match(path):
         return _from_cloud(path)
+    if _URL.match(path) and not os.path.exists(path):
+        raise CheckpointError(
+            f"'{path}' is a URL of a kind that is not opened here. Expected a path of this machine, 'hf:org/name', or "
+            "a URL of gs://, s3:// or az://. Download it first, and open the file."
+        )
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,22 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transferjax._errors import PlanError, describe, listing, nearest_hint
+from transferjax._errors import CheckpointError, PlanError, describe, listing, nearest_hint
 from transferjax.io._checkpoint import Checkpoint
 from transferjax.io._leafwise import gathered, in_parts, spread, whole
 from transferjax.io._load import place
+from transferjax.io._open import open
 from transferjax.surgery import Move, Plan, assemble, leaves
 
 
-def restore(checkpoint: Checkpoint, plan: Plan, target: Any, sharding: Any = None) -> Any:
+def restore(checkpoint: Checkpoint | str | os.PathLike[str], plan: Plan, target: Any, sharding: Any = None) -> Any:
     """Moves a checkpoint's arrays into a model, as a plan says.
 
     Only the arrays that the plan names are read, one target leaf at a time; dtypes change only by the plan's casts;
     fresh leaves keep the target's values. A leaf that is sharded is placed part by part: no device ever holds it
     whole, and where it is only copied, cast, transposed or cut out, each process reads no more than its own part.
 
+    Into a framework's own object: ``nnx.update(module, restore(source, plan, nnx.state(module)))`` changes a Flax NNX
+    module in place; of Linen's variables, as of any other pytree, it gives new ones.
+
     Args:
-      checkpoint: from :func:`transferjax.io.open`; any object with ``read`` and ``fingerprint``.
+      checkpoint: from :func:`transferjax.io.open`, or a path, which is opened; any object with ``read`` and
+        ``fingerprint``.
       plan: from ``transferjax.surgery.plan(checkpoint.shapes, target, ...)``.
       target: a ``Model``, or a pytree of arrays or ``jax.ShapeDtypeStruct``.
       sharding: one ``jax.sharding.Sharding`` for all leaves, a tree of them in the structure of ``target``, or a
@@ -45,19 +51,19 @@ def restore(checkpoint: Checkpoint, plan: Plan, target: Any, sharding: Any = Non
     >>> restore(source, plan(source.shapes, target), target)
     {'bias': Array([1., 1.], dtype=float32)}
     """
+    source = opened(checkpoint, plan, "restore")
     found = leaves(target)
-    check_source(checkpoint, plan, "restore")
     _check_target(plan, found)
     where = _placement(sharding, found)
     out: dict[str, Any] = {}
     for move in plan.moves:
         path = move.target
         if move.source is None:
-            value = whole(checkpoint, plan, move, found.__getitem__)
+            value = whole(source, plan, move, found.__getitem__)
             value = value if isinstance(value, jax.Array) else jnp.array(value, copy=True)
             out[path] = value if sharding is None else place(path, value, where(path))
         else:
-            out[path] = _moved(checkpoint, plan, move, where(path))
+            out[path] = _moved(source, plan, move, where(path))
     return assemble(target, out)
 
 
@@ -70,20 +76,31 @@ def _moved(checkpoint: Checkpoint, plan: Plan, move: Move, sharding: Any) -> jax
     return place(move.target, value, sharding)
 
 
-def check_source(checkpoint: Any, plan: Any, verb: str) -> None:
-    """Raises ``PlanError`` unless this is a plan, and one for this source.
+def opened(checkpoint: Any, plan: Any, verb: str) -> Any:
+    """The source of a plan; opened, if it is a path.
 
     Args:
       verb: the name of the function that asks, for errors.
+
+    Raises:
+      PlanError: this is no plan, or not one for this source.
+      CheckpointError: the source is none, or cannot be opened.
     """
     if not isinstance(plan, Plan):
         write = "transferjax.surgery.plan(checkpoint.shapes, target, *rules)"
         raise PlanError(f"{verb}() expects a Plan second, got {type(plan).__name__}: write {write}.")
+    checkpoint = open(checkpoint) if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    if not callable(getattr(checkpoint, "read", None)) or not callable(getattr(checkpoint, "fingerprint", None)):
+        raise CheckpointError(
+            f"{verb}() expects an opened checkpoint first, got {type(checkpoint).__name__}: write "
+            "transferjax.io.open(path), or the path itself. To apply a plan to a tree: plan.apply(tree)."
+        )
     if plan.fingerprint is not None and plan.fingerprint != checkpoint.fingerprint():
         raise PlanError(
             f"the plan is bound to a source with fingerprint {plan.fingerprint}; this one has "
             f"{checkpoint.fingerprint()}. Open that source, or free the plan with plan.with_source(None)."
         )
+    return checkpoint
 
 
 def _check_target(plan: Plan, found: dict[str, Any]) -> None:

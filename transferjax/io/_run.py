@@ -19,7 +19,9 @@ from transferjax._errors import CheckpointError, describe
 from transferjax._report import Report
 from transferjax.io._beside import folder_beside, remove_leftovers, write_bytes, writing
 from transferjax.io._figure import write_figure
+from transferjax.io._replace import absolute
 from transferjax.io._state import difference, read_manifest, read_state, write_state
+from transferjax.surgery import Plan
 
 CONFIG, PLAN, METRICS, CHECKPOINTS = "config.json", "plan.json", "metrics.jsonl", "checkpoints"
 PARTS = {
@@ -61,6 +63,9 @@ class Run:
     path: pathlib.Path
     config: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", pathlib.Path(absolute(self.path, "Run", "write Run.create(path, config)")))
+
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any], plan: Any = None) -> Run:
         """A new run directory.
@@ -73,7 +78,9 @@ class Run:
         Raises:
           CheckpointError: the directory holds something, cannot be written, or the config is no JSON.
         """
-        path = pathlib.Path(path).absolute()
+        path = pathlib.Path(absolute(path, "Run.create", "write Run.create(path, config)"))
+        if plan is not None and not isinstance(plan, Plan):
+            raise CheckpointError(f"Run.create() expects a surgery Plan or None third, got {type(plan).__name__}.")
         try:
             text = json.dumps(dict(config), indent=2)
         except (TypeError, ValueError) as error:
@@ -101,7 +108,7 @@ class Run:
         Raises:
           CheckpointError: it is no run directory, or its config is damaged.
         """
-        path = pathlib.Path(path).absolute()
+        path = pathlib.Path(absolute(path, "Run.open", "write Run.open(path)"))
         try:
             config = json.loads((path / CONFIG).read_bytes())
         except OSError as error:
@@ -118,8 +125,6 @@ class Run:
     @property
     def plan(self) -> Any:
         """The surgery ``Plan`` that made the base, or ``None``."""
-        from transferjax.surgery import Plan
-
         where = self.path / PLAN
         if not where.exists():
             return None

@@ -18,6 +18,7 @@ from transferjax.io import _msgpack, _npz, _safetensors
 from transferjax.io._beside import beside, sync
 from transferjax.io._host import kind_of, to_host
 from transferjax.io._manifest import Manifest, encode, leaf_facts
+from transferjax.io._replace import absolute, check_replaceable
 from transferjax.io._shards import write_shards
 from transferjax.surgery import leaves
 from transferjax.tree import paths
@@ -25,6 +26,12 @@ from transferjax.tree import paths
 FORMATS = ("orbax", "safetensors", "npz", "msgpack")
 ENDINGS = {".safetensors": "safetensors", ".npz": "npz", ".msgpack": "msgpack"}
 """What the ending of a path says about its format."""
+FOREIGN = frozenset({
+    ".bin", ".ckpt", ".csv", ".gguf", ".ggml", ".gz", ".h5", ".hdf5", ".joblib", ".json", ".keras", ".mar", ".md",
+    ".npy", ".onnx", ".parquet", ".pb", ".pdf", ".pickle", ".pkl", ".png", ".pt", ".pth", ".py", ".tar", ".tflite",
+    ".txt", ".yaml", ".zip",
+})  # fmt: skip
+"""Endings of formats that are not written; any other, as in ``run.v2``, is a part of a directory's name."""
 
 
 def save(
@@ -38,18 +45,19 @@ def save(
 ) -> Report:
     """Saves every leaf of a tree by its path, with a sha256 for each block of at most 16 MiB.
 
-    It is written beside (``.tmp-...`` in the same directory) and renamed, so that ``path`` never holds a half. Typed
-    PRNG keys, Python numbers and numpy scalars are kept and come back as such from :func:`transferjax.io.load`.
+    It is written beside (``.partial-...`` in the same directory) and renamed, so that ``path`` never holds a half.
+    Typed PRNG keys, Python numbers and numpy scalars are kept and come back as such from :func:`transferjax.io.load`.
 
     Args:
-      path: the file, or for Orbax the directory; missing parents are made.
+      path: the file, or for Orbax the directory; ``~`` is expanded, and missing parents are made.
       tree: any pytree of arrays and numbers, or a ``Model`` (params and extra in one namespace).
       format: ``"orbax"`` (a directory that ``ocp.load`` reads; uncompressed), ``"safetensors"`` or ``"npz"`` (there
         bfloat16 and float8 are stored as integers of the same bits and come back as they were), or ``"msgpack"`` (which
         ``flax.serialization.msgpack_restore`` reads). ``None``: what the ending of the path says (``.safetensors``,
-        ``.npz``, ``.msgpack``), else Orbax.
+        ``.npz``, ``.msgpack``), else Orbax. An ending of a format that is not written, such as ``.pth``, raises.
       metadata: facts to keep, as JSON.
-      overwrite: whether an existing path is replaced.
+      overwrite: whether an existing path is replaced: a file by a file, and by a directory only an empty directory or
+        a checkpoint with nothing else in it; never the current directory or one that holds it.
       shard_bytes: for safetensors: ``path`` becomes a folder of files of at most so many bytes of arrays (a larger
         array has its own), named as Hugging Face does: ``model-00001-of-00003.safetensors`` and so on, and
         ``model.safetensors.index.json``; or ``model.safetensors`` alone where one is enough.
@@ -67,8 +75,9 @@ def save(
     >>> save(file, {"head": {"bias": np.zeros(3, np.float32)}}).rows
     (('head/bias', '(3,)', 'float32', 12),)
     """
-    where = os.path.abspath(os.fspath(path))
+    where = absolute(path, "save", "write save(path, tree)")
     format = _format(where, format) if shard_bytes is None else _sharded(where, format, shard_bytes)
+    check_replaceable(where, directory=format == "orbax" or shard_bytes is not None)
     found = _leaves(tree)
     facts = _json(metadata)
     arrays: dict[str, Callable[[], np.ndarray]] = {}
@@ -99,6 +108,11 @@ def _format(where: str, format: str | None) -> str:
     """The format that was asked for, or that of the path's ending; both must agree."""
     ending = os.path.splitext(where)[1].lower()
     said = ENDINGS.get(ending)
+    if format is None and ending in FOREIGN:
+        raise CheckpointError(
+            f"'{where}' ends with {ending}, which is not written here. Expected .safetensors (torch users load it with "
+            "safetensors.torch.load_file), .npz, .msgpack, or for an Orbax directory no ending or format='orbax'."
+        )
     if format is None:
         return said or "orbax"
     if format not in FORMATS:
@@ -112,7 +126,7 @@ def _format(where: str, format: str | None) -> str:
 
 
 def _sharded(where: str, format: str | None, shard_bytes: int) -> str:
-    if format not in (None, "safetensors") or os.path.splitext(where)[1].lower() in ENDINGS:
+    if format not in (None, "safetensors") or os.path.splitext(where)[1].lower() in {*ENDINGS, *FOREIGN}:
         raise CheckpointError(
             f"shard_bytes writes a folder of safetensors, but '{where}' or format={format!r} says something else. "
             "Give a path without an ending, and leave format out."
@@ -154,6 +168,8 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise CheckpointError(f"metadata is {type(metadata).__name__}. Expected a dict of facts: {{'note': 'text'}}.")
     facts = dict(metadata or {})
     for key, value in facts.items():
         try:

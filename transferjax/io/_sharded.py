@@ -55,6 +55,11 @@ def _places(file: FileBytes) -> tuple[dict[str, str], str | None]:
     if file.size > _LONGEST_INDEX:
         raise CheckpointError(f"{file.where} has {file.size} bytes; an index has at most {_LONGEST_INDEX}.")
     value: Any = parse_json(bytes(read(file, 0, file.size)), file.where)
+    if isinstance(value, dict) and value.get("format") == "transferjax.plan":
+        raise CheckpointError(
+            f"{file.where} is a plan of transferjax and holds no arrays. Read it with Plan.from_json(text), and open "
+            "the checkpoint that it is for."
+        )
     places = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
         raise CheckpointError(f"{file.where} is no index of shards. Expected {{'weight_map': {{name: file}}}}.")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from transferjax._errors import CheckpointError, describe, listing
 from transferjax.io._beside import folder_beside, write_bytes
+from transferjax.io._host import kind_of, to_host
+from transferjax.io._manifest import digest, identity, leaf_facts
+from transferjax.surgery import leaves
 from transferjax.tree import flatten, natural
 
 ARRAYS = "arrays"
@@ -25,14 +28,19 @@ VERSION = 1
 def fingerprint(tree: Any) -> str:
     """One sha256 over the paths, shapes, dtypes and bytes of all leaves; two trees are equal when theirs are.
 
+    It is that of the checkpoint that :func:`transferjax.io.save` makes of the tree, in any format: what
+    ``open(path).fingerprint()`` gives, and ``open(path, digest=...)`` and ``plan.with_source`` take.
+
     Args:
-      tree: any pytree of arrays and scalars; a ``Hole`` has no leaf and does not count.
+      tree: in memory: any pytree of arrays and numbers, or a ``Model`` (params and extra in one namespace); a ``Hole``
+        has no leaf and does not count.
 
     Returns:
-      ``"sha256:"`` and 64 hexadecimal digits. The order of dict keys does not matter.
+      64 hexadecimal digits. The order of dict keys does not matter.
 
     Raises:
-      CheckpointError: an array lies on devices of other processes.
+      CheckpointError: there is neither a leaf nor a hole, a leaf is no array or number, or it lies on devices of other
+        processes.
 
     >>> import numpy as np
     >>> fingerprint({"a": np.ones(2), "b": 1}) == fingerprint({"b": 1, "a": np.ones(2)})
@@ -40,30 +48,23 @@ def fingerprint(tree: Any) -> str:
     >>> fingerprint({"a": np.ones(2)}) == fingerprint({"a": np.ones(2, np.float32)})
     False
     """
-    flat = sorted(flatten(tree)[0], key=lambda item: item[0])
+    if isinstance(tree, str | os.PathLike):
+        raise CheckpointError(
+            "fingerprint() is of a tree in memory, and got a path. Of a file write "
+            "transferjax.io.open(path).fingerprint()."
+        )
+    found = leaves(tree)
+    if not found and not flatten((tree,), holes=True)[0]:
+        raise CheckpointError(f"fingerprint() expects a tree of arrays, got {type(tree).__name__} without a leaf.")
+    facts = lambda item: leaf_facts(to_host(*item), kind_of(item[1]))
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda item: leaf_digest(*item), flat))
-    whole = hashlib.sha256()
-    for (path, _), (shape, dtype, digest) in zip(flat, digests, strict=True):
-        whole.update(f"{path}\0{shape}\0{dtype}\0{digest}\n".encode())
-    return f"sha256:{whole.hexdigest()}"
+        return identity(dict(zip(found, pool.map(facts, found.items()), strict=True)))
 
 
 def leaf_digest(path: str, leaf: Any) -> tuple[tuple[int, ...], str, str]:
     """``(shape, dtype, sha256 of the bytes)`` of one leaf."""
     array = to_host(path, leaf)
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.size else np.zeros(0, np.uint8)
-    return tuple(array.shape), str(getattr(leaf, "dtype", array.dtype)), hashlib.sha256(raw.data).hexdigest()
-
-
-def to_host(path: str, leaf: Any) -> np.ndarray:
-    """A leaf as a numpy array; a typed PRNG key as its words."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise CheckpointError(
-            f"'{path}' {describe(leaf)} lies on devices of several processes. Expected arrays that this process holds: "
-            "gather it first, for example with jax.experimental.multihost_utils.process_allgather."
-        )
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return tuple(array.shape), str(leaf.dtype), digest(array)
 
 
 def write_state(path: pathlib.Path, state: Any, facts: Mapping[str, Any]) -> None:
@@ -72,17 +73,17 @@ def write_state(path: pathlib.Path, state: Any, facts: Mapping[str, Any]) -> Non
     Raises:
       CheckpointError: it cannot be written, or a leaf is neither an array nor a number.
     """
-    leaves, arrays = {}, {}
+    facts_of, arrays = {}, {}
     for name, leaf in flatten(state)[0]:
         if not _is_array(leaf):
-            leaves[name] = {"value": _scalar(name, leaf)}
+            facts_of[name] = {"value": _scalar(name, leaf)}
             continue
-        shape, dtype, digest = leaf_digest(name, leaf)
-        leaves[name] = {"shape": list(shape), "dtype": dtype, "sha256": digest}
+        shape, dtype, sha256 = leaf_digest(name, leaf)
+        facts_of[name] = {"shape": list(shape), "dtype": dtype, "sha256": sha256}
         data = jnp.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         if data.size:  # Orbax rejects arrays without elements.
             arrays[_escape(name)] = data
-    body = {"version": VERSION, **facts, "leaves": leaves}
+    body = {"version": VERSION, **facts, "leaves": facts_of}
     with folder_beside(path) as beside:
         if arrays:
             _save(beside / ARRAYS, arrays)
@@ -120,7 +121,7 @@ def read_state(path: pathlib.Path, manifest: Mapping[str, Any], like: Any) -> An
       CheckpointError: a leaf is missing or damaged.
     """
     flat, treedef = flatten(like)
-    leaves = manifest["leaves"]
+    stored = manifest["leaves"]
     wanted = {
         _escape(name): _abstract(leaf)
         for name, leaf in flat
@@ -130,7 +131,7 @@ def read_state(path: pathlib.Path, manifest: Mapping[str, Any], like: Any) -> An
     out = []
     for name, leaf in flat:
         if not _is_array(leaf):
-            out.append(leaves[name]["value"])
+            out.append(stored[name]["value"])
             continue
         value = arrays.get(_escape(name))
         if value is None:
@@ -139,8 +140,8 @@ def read_state(path: pathlib.Path, manifest: Mapping[str, Any], like: Any) -> An
             value = jax.random.wrap_key_data(value, impl=_implementation(leaf))
         # Orbax hands over placeholders and casts without an error, and has no checksum over the data.
         if not isinstance(value, jax.Array) or leaf_digest(name, value)[1:] != (
-            leaves[name]["dtype"],
-            leaves[name]["sha256"],
+            stored[name]["dtype"],
+            stored[name]["sha256"],
         ):
             raise CheckpointError(f"'{name}' in '{path}' is damaged: its bytes do not match their sha256.")
         out.append(value)

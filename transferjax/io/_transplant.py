@@ -22,7 +22,8 @@ from transferjax.io._host import kind_of, to_host
 from transferjax.io._leafwise import copied, gathered, in_parts, part, whole
 from transferjax.io._manifest import BLOCK, Manifest, digest, dtype_of, encode, facts_of, leaf_facts
 from transferjax.io._processes import attempt, dealt, shared
-from transferjax.io._restore import check_source
+from transferjax.io._replace import absolute, check_replaceable
+from transferjax.io._restore import opened
 from transferjax.io._shards import write_shards
 from transferjax.surgery import Move, Plan, leaves
 from transferjax.tree import nest
@@ -50,13 +51,14 @@ def transplant(
     all call this function with the same arguments, and each writes a part of the leaves.
 
     Args:
-      checkpoint: from :func:`transferjax.io.open`.
+      checkpoint: from :func:`transferjax.io.open`, or a path, which is opened; any object with ``read`` and
+        ``fingerprint``.
       plan: from ``transferjax.surgery.plan(checkpoint.shapes, target, ...)``; the target may be abstract.
-      path: the file, or for Orbax the directory; missing parents are made.
+      path: the file, or for Orbax the directory; ``~`` is expanded, and missing parents are made.
       init: the values of fresh leaves: a function ``path -> array``, a tree or a ``Model``.
-      format: as in :func:`transferjax.io.save`. ``None``: what the ending of the path says, else ``"orbax"``.
+      format: as in :func:`transferjax.io.save`. ``None``: what the ending of the path says, without one ``"orbax"``.
       metadata: facts to keep, as JSON.
-      overwrite: whether an existing path is replaced.
+      overwrite: whether an existing path is replaced, as in :func:`transferjax.io.save`; never the source.
       shard_bytes: for safetensors, as in :func:`transferjax.io.save`: a folder of files of at most so many bytes.
 
     Returns:
@@ -80,11 +82,13 @@ def transplant(
     >>> io.open(folder + "/b").read("kernel", 0)
     array([0., 3.], dtype=float32)
     """
-    check_source(checkpoint, plan, "transplant")
-    where = os.path.abspath(os.fspath(path))
+    checkpoint = opened(checkpoint, plan, "transplant")
+    where = absolute(path, "transplant", "write transplant(checkpoint, plan, path)")
     format = _save._format(where, format) if shard_bytes is None else _save._sharded(where, format, shard_bytes)
-    job = attempt(lambda: _job(checkpoint, plan, init, format, where), where)
+    directory, source = format == "orbax" or shard_bytes is not None, getattr(checkpoint, "path", None)
+    attempt(lambda: check_replaceable(where, directory=directory, source=source), where)
     facts = _save._json(metadata)
+    job = attempt(lambda: _job(checkpoint, plan, init, format, where), where)
     if job.format != "orbax" and jax.process_count() > 1:
         raise CheckpointError(
             f"{job.format} is for one process, and {jax.process_count()} cannot write it together. "

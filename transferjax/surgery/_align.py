@@ -12,7 +12,7 @@ from transferjax._report import Report
 from transferjax.surgery import _align_refuse as refuse
 from transferjax.surgery._align_blocks import Pool, pools
 from transferjax.surgery._align_layout import LAYOUTS
-from transferjax.surgery._align_match import STAGES, Pair, links
+from transferjax.surgery._align_match import STAGES, Pair, head_links, links
 from transferjax.surgery._align_probe import AGREES, Probe, disagreeing
 from transferjax.surgery._align_rules import Layout, Told, layout_of, rules_of
 from transferjax.surgery._align_solve import MOST, Solution, solve
@@ -44,8 +44,11 @@ def align(
     and unstacked the other way round.
 
     One layout of kernels holds for the whole file: ``"torch"`` (out, in, ...) or ``"same"``, axes as in the target.
-    The kernels that fit in one of them only decide; square ones follow. Of last layers that the two sides do not
-    share (another number of classes), the target's is ``fresh`` and the file's waived, each by a rule of its own.
+    The kernels that fit in one of them only decide; square ones follow. A transposed convolution whose input and
+    output have as many channels cannot be told from a convolution by shapes and is turned like one: torch keeps it as
+    (in, out, h, w), so give its ``rename`` and ``permute`` yourself. Of last layers that the two sides do not
+    share (another number of classes), the target's is ``fresh``, and the file's is renamed to it, so that
+    ``Plan.inverse`` writes a new head under the name of the old one; one without a partner is waived.
     The result is a proposal: read it, edit it and commit it as the rules of your model.
 
     Args:
@@ -165,8 +168,12 @@ def _proposal(task: Task, solution: Solution, pairs: Iterable[Pair]) -> _Proposa
     found = [link for pair in pairs for link in links(pair, name)]
     given = task.links(name)
     layout = layout_of([*found, *given], name)
-    waived = {**task.buffers, **solution.waived}
-    told = rules_of(found, given, task.sources, task.targets, waived, solution.kept, layout, task.scan, task.kept)
+    heads = [link for pair in solution.heads for link in head_links(pair, name) if task.scan.part(link) is None]
+    named = {link.source.name for link in heads}  # a leaf that leads to a fresh one is left behind with it
+    waived = {**task.buffers, **{one: why for one, why in solution.waived.items() if one not in named}}
+    told = rules_of(
+        found, given, task.sources, task.targets, waived, solution.kept, layout, task.scan, task.kept, heads
+    )
     return _Proposal((*task.rules, *(one.rule for one in told)), tuple(told), layout)
 
 

@@ -191,10 +191,26 @@ def _embedded(ours: Family, theirs: Family, notes: list[str]) -> tuple[int, ...]
     if first != tuple(len(sizes) - 1 - i for i in reversed(last)):
         notes.append(
             f"the source has {len(sizes)} blocks '{ours.template}' and the target {len(wanted)} blocks "
-            f"'{theirs.template}' of the same sizes, so that several choices of blocks fit"
+            f"'{theirs.template}' of the same sizes, so that several choices of blocks fit. "
+            f"{_choose(ours.template, theirs.template, len(sizes), len(wanted))}"
         )
         return None
     return first
+
+
+def _choose(ours: str, theirs: str, count: int, wanted: int) -> str:
+    """What to write to use some of a file's blocks only: every second of twelve for six, say."""
+    chosen = [number * count // wanted for number in range(wanted)]
+    before, *after = map(re.escape, ours.split("#"))
+    if len(after) != 1:
+        return "Write waive(...) of those to leave behind"
+    if ours == theirs:
+        return f"Write, for example, select(r'{before}(?P<i>\\d+){after[0]}\\D.*', {chosen})"
+    left = "|".join(str(number) for number in range(count) if number not in chosen)
+    return (
+        f"Write which to leave behind, for example waive(regex(r'{before}({left}){after[0]}\\D.*')); where the names "
+        "are those of the target, select(...) says it shorter"
+    )
 
 
 def _greedy(sizes: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from transferjax.surgery._align_assign import Assignment, assign
 from transferjax.surgery._align_blocks import Module
-from transferjax.surgery._align_layout import Leaf, parts, route
+from transferjax.surgery._align_layout import AXES, TORCH, Leaf, is_kernel, parts, route
 from transferjax.surgery._align_names import WEAK, similarity, usual_place
 from transferjax.surgery._ops import Op
 
@@ -110,6 +110,18 @@ def links(pair: Pair, layout: str) -> list[Link]:
             cut = parts(leaf, to, layout) if len(to) > 1 else None
             ops = tuple(_ops(leaf, to, cut, layout))
             out.append(Link(leaf, to, cut, ops, pair))
+    return out
+
+
+def head_links(pair: Pair, layout: str) -> list[Link]:
+    """As ``links``, of two last layers of other sizes: what the target's would be made of, were it not fresh."""
+    out = []
+    for role, row in pair.source.leaves.items():
+        for leaf, to in zip(row, pair.targets[0].leaves[role], strict=True):
+            if leaf is not None and to is not None:
+                turn = layout == TORCH and is_kernel(leaf, to)
+                ops: tuple[Op, ...] = (("permute", AXES[len(leaf.spec.shape)]),) if turn else ()
+                out.append(Link(leaf, (to,), None, (ops,), pair))
     return out
 
 

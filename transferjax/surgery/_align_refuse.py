@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from transferjax._errors import PlanError, listing
-from transferjax.surgery._align_blocks import Module
+from transferjax.surgery._align_blocks import Module, families
 from transferjax.surgery._align_layout import Leaf
 from transferjax.surgery._align_match import Choice, Pair, links
 from transferjax.surgery._align_patterns import cover
@@ -17,6 +17,8 @@ from transferjax.surgery._ops import Spec
 from transferjax.surgery._problems import LIMIT, Finder
 from transferjax.surgery._rules import fresh, rename, waive
 
+_NUMBER = re.compile(r"\d+")
+
 
 def lacking(solution: Solution, notes: Sequence[str], task: Task) -> PlanError:
     """The error that lists the modules of either side that fit nowhere."""
@@ -24,7 +26,9 @@ def lacking(solution: Solution, notes: Sequence[str], task: Task) -> PlanError:
     left, missing = (
         {leaf.name: leaf.spec for m in side for leaf in m.all()} for side in (solution.left, solution.missing)
     )
-    for noun, modules, other in (("target", solution.missing, left), ("source", solution.left, missing)):
+    open_ = tuple(template for template in families(task.source) if any(f"blocks '{template}' and" in n for n in notes))
+    rest = [m for m in solution.left if not _NUMBER.sub("#", m.all()[0].name).startswith(open_ or ("\n",))]
+    for noun, modules, other in (("target", solution.missing, left), ("source", rest, missing)):
         near = Finder(other)
         lines += [f"- {noun} {_lone(module, near, task, noun)}" for module in modules[:LIMIT]]
         if len(modules) > LIMIT:

@@ -63,6 +63,7 @@ def rules_of(
     layout: Layout,
     scan: Scan,
     free: Collection[str] = (),
+    heads: Sequence[Link] = (),
 ) -> list[Told]:
     """Every rule that a plan of these links needs.
 
@@ -76,13 +77,15 @@ def rules_of(
       layout: of the kernels.
       scan: the layers among the sources or targets of ``links``.
       free: further target paths that stay as they are.
+      heads: last layers of other sizes, among ``kept``: renamed, so that the way back knows their names.
 
     Returns:
       The rules in the order in which they are written.
     """
-    whole = [*rejoined(links, scan), *given]
+    whole = [*rejoined(links, scan), *given, *heads]
     return [
         *naming(links, known, scan),
+        *_renames(heads, known),
         *_transforms(whole, targets, {*kept, *free}, layout),
         *_casts(whole, targets, {*kept, *free}),
         *_told(waive, waived, known),

@@ -18,7 +18,10 @@ MOST = 128
 
 
 class Solution(NamedTuple):
-    """What a layout makes of a file: pairs, open choices, leaves to waive and to keep, and what fits nowhere."""
+    """What a layout makes of a file: pairs, open choices, leaves to waive and to keep, and what fits nowhere.
+
+    ``heads`` are last layers of other sizes that belong together: the file's are waived, the target's kept.
+    """
 
     layout: str
     pairs: tuple[Pair, ...]
@@ -27,6 +30,7 @@ class Solution(NamedTuple):
     kept: dict[str, str]
     left: tuple[Module, ...]
     missing: tuple[Module, ...]
+    heads: tuple[Pair, ...] = ()
 
     @property
     def score(self) -> float:
@@ -113,14 +117,14 @@ def _solution(sides: Sequence[tuple[list[Module], list[Module]]], layout: str, o
     if len(heads[1]) < shared:  # else it is another network, not one with another last layer
         left = [m for m in left if all(m is not head for head, _ in heads[0])]
         missing = [m for m in missing if all(m is not head for head, _ in heads[1])]
-    return Solution(layout, tuple(pairs), tuple(choices), waived, kept, tuple(left), tuple(missing))
+    return Solution(layout, tuple(pairs), tuple(choices), waived, kept, tuple(left), tuple(missing), heads[2])
 
 
 _Told = list[tuple[Module, str]]
 
 
-def _heads(left: Sequence[Module], missing: Sequence[Module], layout: str) -> tuple[_Told, _Told]:
-    """The last layers among what fits nowhere, of both sides, each with what it is."""
+def _heads(left: Sequence[Module], missing: Sequence[Module], layout: str) -> tuple[_Told, _Told, tuple[Pair, ...]]:
+    """The last layers among what fits nowhere, of both sides, each with what it is; and which belong together."""
     waived: _Told = []
     kept: _Told = []
     for t in missing:
@@ -129,10 +133,12 @@ def _heads(left: Sequence[Module], missing: Sequence[Module], layout: str) -> tu
             waived += rivals
             kept.append((t, rivals[0][1]))
     done = [m for m, _ in (*waived, *kept)]
+    alone = [sum(s is other for other, _ in waived) == 1 for s, _ in waived]
+    pairs = tuple(Pair(s, (t,), why, 1.0) for (s, why), (t, _), one in zip(waived, kept, alone, strict=True) if one)
     rest = lambda side: [m for m in side if is_head(m.text) and all(m is not other for other in done)]
     waived += [(m, "last layer that the target does not have") for m in rest(left)]
     kept += [(m, "last layer that the file does not have") for m in rest(missing)]
-    return waived, kept
+    return waived, kept, pairs
 
 
 def _other_classes(s: Module, t: Module, layout: str) -> str:

@@ -11,6 +11,7 @@ from transferjax.surgery._align_layout import SAME, Leaf, route
 from transferjax.surgery._align_match import Link, Pair
 from transferjax.surgery._align_names import BUFFERS, WEIGHT
 from transferjax.surgery._align_scan import Scan, lifted, unroll, unrolled
+from transferjax.surgery._checks import led, listed
 from transferjax.surgery._ops import Op, Spec, infer, spec_of
 from transferjax.surgery._rules import Fresh, Lead, Naming, Rule, Transform, Waive
 from transferjax.surgery._structure import Tie
@@ -73,11 +74,10 @@ def task(source_shapes: Any, target: Any, rules: Sequence[Rule]) -> Task:
     targets = {path: spec_of(leaf, path, "target") for path, leaf in leaves(target).items()}
     flat = isinstance(source_shapes, Mapping) and set(source_shapes) == set(sources)
     order = {name: place for place, name in enumerate(source_shapes if flat else sources)}
-    for number, rule in enumerate(rules):
-        if not isinstance(rule, Rule):
-            raise PlanError(
-                f"rule {number} given to align() is {type(rule).__name__}; expected one such as fresh(...)."
-            )
+    rules = listed(rules, "align()")
+    for noun, side in (("source_shapes", sources), ("target", targets)):
+        if not side:
+            raise PlanError(f"align() found no leaf in {noun}. Pass Checkpoint.shapes as source, and a Model or tree.")
     waives = [rule for rule in rules if isinstance(rule, Waive)]
     keeps, ties = [rule for rule in rules if isinstance(rule, Fresh)], [rule for rule in rules if isinstance(rule, Tie)]
     waived = {name for name, spec in sources.items() if any(rule.selector(name, spec) for rule in waives)}
@@ -86,7 +86,7 @@ def task(source_shapes: Any, target: Any, rules: Sequence[Rule]) -> Task:
     tied = {path for path in targets if any(rule(path) is not None for rule in ties)}
     left = {path: spec for path, spec in targets.items() if path not in kept and path not in tied}
     settled = waived | kept  # a leaf of a fresh leaf's name is left behind with it
-    source = {name: spec for name, spec in sources.items() if name not in settled and not leads[name]}
+    source = {name: spec for name, spec in sources.items() if name not in settled and leads[name] is None}
     given = _given(leads, sources, left)
     left = {path: spec for path, spec in left.items() if all(path != to.name for _, to, _ in given)}
     _check(rules, left)
@@ -106,18 +106,18 @@ def _check(rules: Sequence[Rule], left: Mapping[str, Spec]) -> None:
             )
 
 
-def _leads(rules: Sequence[Rule], name: str, spec: Spec) -> tuple[Lead, ...]:
-    """Where given rules lead a leaf."""
+def _leads(rules: Sequence[Rule], name: str, spec: Spec) -> tuple[Lead, ...] | None:
+    """Where given rules lead a leaf, nowhere for a layer that ``select`` leaves behind; ``None``: they do not say."""
     naming = sorted((rule for rule in rules if isinstance(rule, Naming)), key=lambda rule: rule.otherwise)
-    return next((found for rule in naming if (found := rule.leads(name, spec))), ())
+    return next((found for rule in naming if (found := led(rule, name, spec)) is not None), None)
 
 
 def _given(
-    leads: Mapping[str, tuple[Lead, ...]], sources: Mapping[str, Spec], targets: Mapping[str, Spec]
+    leads: Mapping[str, tuple[Lead, ...] | None], sources: Mapping[str, Spec], targets: Mapping[str, Spec]
 ) -> list[tuple[Leaf, Leaf, Lead]]:
     arrivals: dict[str, list[tuple[Lead, str]]] = {}
     for name, found in leads.items():
-        for lead in found:
+        for lead in found or ():
             arrivals.setdefault(lead.target, []).append((lead, name))
     out = []
     for path, found in arrivals.items():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from transferjax._errors import PlanError
 from transferjax.surgery import _problems as say
+from transferjax.surgery._checks import led, op_of
 from transferjax.surgery._ops import Op, Spec, spec_of
 from transferjax.surgery._ops import infer as infer_ops
 from transferjax.surgery._plan import Move, Plan
@@ -153,7 +154,7 @@ def _found(rules: Sequence[Naming], name: str, sides: _Sides) -> list[tuple[Nami
     out = []
     for rule in rules:
         try:
-            leads = rule.leads(name, sides.sources[name])
+            leads = led(rule, name, sides.sources[name])
         except PlanError as error:
             leads = ()
             if name not in sides.waived:
@@ -224,7 +225,7 @@ def _move(sides: _Sides, path: str, route: _Route | None) -> Move:
     try:
         came = infer_ops(ops, specs)
         for number, rule in sides.transforms.get(path, ()):
-            op = rule.op_for(came, sides.targets[path])
+            op = op_of(rule, came, sides.targets[path])
             if op is None:
                 continue
             sides.changed.add(number)
@@ -246,7 +247,7 @@ def _replaced(sides: _Sides, path: str, route: _Route) -> Move | None:
     try:
         came = infer_ops(ops, [sides.sources[name] for name in route.sources])
         for _, rule in sides.transforms.get(path, ()):
-            op = None if rule.conditional else rule.op_for(came, sides.targets[path])
+            op = None if rule.conditional else op_of(rule, came, sides.targets[path])
             if op is not None:
                 came = infer_ops([op], [came])
                 ops.append(op)
@@ -276,8 +277,8 @@ def _account(sides: _Sides, names: _Names, routes: Mapping[str, _Route]) -> None
     missing = {p: spec for p, spec in sides.targets.items() if p not in routes and p not in sides.fresh}
     unused = say.Finder({name: sides.sources[name] for name in names.surplus})
     waived = {lead.target: (name, rules[0]) for name, rules in sides.waived.items() for lead in names.leads[name]}
-    for path, spec in missing.items():
-        sides.problems.add("missing", partial(say.missing, path, spec, unused, waived.get(path)), path)
     unfilled = say.Finder(missing)
+    for path, spec in missing.items():
+        sides.problems.add("missing", partial(say.missing, path, spec, unused, unfilled, waived.get(path)), path)
     for name, path in names.surplus.items():
-        sides.problems.add("surplus", partial(say.surplus, name, sides.sources[name], path, unfilled), name)
+        sides.problems.add("surplus", partial(say.surplus, name, sides.sources[name], path, unused, unfilled), name)

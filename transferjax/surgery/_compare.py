@@ -15,6 +15,7 @@ from transferjax._errors import SelectionError, TransferError, describe, listing
 from transferjax._report import Report
 from transferjax._types import Model
 from transferjax.program._compat import bodies
+from transferjax.surgery._checks import check_tolerance
 from transferjax.surgery._trees import leaves
 from transferjax.tree import Selector, as_selector, flatten, natural
 
@@ -23,6 +24,10 @@ OUTPUTS = "(outputs)"
 
 COLUMNS = ("layer", "in b", "shape", "largest difference", "relative", "cosine", "result")
 AGREES, DEPARTS, SHAPE, ONLY_A, ONLY_B = "agrees", "departs", "another shape", "only in a", "only in b"
+
+_NO_GLOBS = (
+    " In pairs each name is one path, not a glob: write each pair out, or one glob where the names are the same."
+)
 
 At = Selector | str | Iterable[Any] | Mapping[str, str]
 Pairs = list[tuple[str, str]]
@@ -43,7 +48,10 @@ def compare(
     what lies inside of a module before the module, so that the first departure is its own: a wrong padding, epsilon
     or transpose there, or an input that is not the same. Everything that is captured is held in memory: choose
     fewer layers, or few examples, when the networks are large. The turns of a scanned layer are one array, in which
-    what comes first in a turn departs first. On a GPU or TPU compare under ``jax.default_matmul_precision("highest")``.
+    what comes first in a turn departs first. Linen's own scan raises that
+    outputs cannot leave the transformation unless it carries them: write ``nn.scan(..., variable_axes={"params": 0,
+    "intermediates": 0})``, or choose the layers around it by ``at=``, as against an unrolled network. On a GPU or
+    TPU compare under ``jax.default_matmul_precision("highest")``.
 
     Args:
       model_a: the reference: a ``Model``; or what it was seen to compute, ``{name: array}`` (a dict or an open
@@ -63,7 +71,7 @@ def compare(
 
     Raises:
       SelectionError: ``at`` selects nothing, a name is unknown, or both sides have no layer in common.
-      TransferError: a side is neither Model nor mapping, or its weights are abstract.
+      TransferError: a side is neither Model nor mapping, its weights are abstract or what it holds are no numbers.
 
     >>> import jax.numpy as jnp, transferjax as tj
     >>> from transferjax.interop import mark, pure
@@ -76,6 +84,7 @@ def compare(
     >>> report.column("layer"), report.metadata["first departure"]
     (['stem', 'norm', 'head', '(outputs)'], 'norm')
     """
+    check_tolerance(tolerance)
     pairs, selectors = _asked(at)
     sides = (model_a, model_b)
     batches = (inputs, inputs if inputs_b is None else inputs_b)
@@ -122,7 +131,11 @@ def _features(
         if names is not None:
             modules = [name.partition("#")[0] for name in names if not _of_outputs(name)]
             selectors = tuple(Selector(f"'{name}'", _Is(name)) for name in modules)
-        return _run(side, inputs, selectors, what, program)
+        try:
+            return _run(side, inputs, selectors, what, program)
+        except SelectionError as error:
+            hint = _NO_GLOBS if any(set(name) & set("*?[{") for name in names or ()) else ""
+            raise SelectionError(str(error).replace("capture():", f"compare(): {what}:") + hint) from None
     if not isinstance(side, Mapping):
         raise TransferError(
             f"compare() expects a Model or a mapping {{name: array}} as {what}, got {describe(side)}. "
@@ -138,7 +151,8 @@ def _features(
         return {name: side[name] for name in chosen}
     for name in names:
         if name not in side:
-            raise SelectionError(f"compare(): {what} has no '{name}'.{nearest_hint(name, side)}")
+            hint = _NO_GLOBS if set(name) & set("*?[{") else ""
+            raise SelectionError(f"compare(): {what} has no '{name}'.{nearest_hint(name, side)}{hint}")
     return {name: side[name] for name in side if name in set(names)}
 
 
@@ -231,7 +245,7 @@ def _layer(found: list[dict[str, Any]], a: str | None, b: str | None, tolerance:
     if a is None or b is None:
         value = found[0][a] if a is not None else found[1][b or ""]
         return _Layer(a, b, str(np.shape(value)), None, None, None, ONLY_A if b is None else ONLY_B)
-    one, two = _wide(found[0][a]), _wide(found[1][b])
+    one, two = _wide(found[0][a], f"'{a}' of model_a"), _wide(found[1][b], f"'{b}' of model_b")
     if one.shape != two.shape:
         return _Layer(a, b, f"{one.shape} and {two.shape}", None, None, None, SHAPE)
     largest, relative = _difference(one, two)
@@ -240,9 +254,12 @@ def _layer(found: list[dict[str, Any]], a: str | None, b: str | None, tolerance:
     return _Layer(a, b, str(one.shape), largest, relative, _cosine(one, two), result)
 
 
-def _wide(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+def _wide(value: Any, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+        return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+    except (TypeError, ValueError):
+        raise TransferError(f"compare(): {what} is {describe(value)}; expected an array of numbers.") from None
 
 
 def _difference(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:

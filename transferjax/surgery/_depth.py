@@ -10,6 +10,8 @@ from typing import Any
 import jax
 
 from transferjax._errors import PlanError, listing
+from transferjax._types import Model
+from transferjax.surgery._checks import check_layers
 from transferjax.surgery._interpolation import module_of
 from transferjax.surgery._patterns import compiled, raw
 from transferjax.surgery._resize import whole
@@ -38,7 +40,7 @@ def map_layers(tree: Any, pattern: str, layers: Sequence[int], *, zero: Selector
     """
     flat, numbered = _layered(tree, pattern)
     known = {old for old, _ in numbered.values()}
-    table = list(layers)
+    table = check_layers(layers, "layers")
     strange = [layer for layer in table if not whole(layer) or layer not in known]
     if strange or not table:
         told = repr(strange[0]) if strange else "none"
@@ -91,6 +93,7 @@ def insert_identity(tree: Any, pattern: str, after: Sequence[int], zero: Selecto
     """
     _, numbered = _layered(tree, pattern)
     known = sorted({old for old, _ in numbered.values()})
+    after = check_layers(after, "after")
     strange = [layer for layer in after if layer not in known]
     if strange:
         raise PlanError(f"after names layer {strange[0]!r}; expected some of the layers {_told(known)}.")
@@ -161,6 +164,7 @@ def drop_layers(tree: Any, pattern: str, layers: Sequence[int]) -> Any:
     Source: H. Sajjad et al., "On the Effect of Dropping Layers of Pre-trained Transformer Models", 2023.
     """
     known = _all(tree, pattern)
+    layers = check_layers(layers, "layers")
     strange = [layer for layer in layers if layer not in known]
     if strange:
         raise PlanError(f"layers to drop name {strange[0]!r}; expected some of the layers {_told(known)}.")
@@ -172,6 +176,11 @@ def _layered(tree: Any, pattern: str) -> tuple[dict[str, Any], dict[str, tuple[i
     made = compiled(f"the pattern {raw(pattern)}", pattern, "")
     if "i" not in made.groupindex:
         raise PlanError(f"{raw(pattern)} has no group i. Write (?P<i>\\d+) where the layer's number stands.")
+    if isinstance(tree, Model):
+        raise PlanError(
+            "a Model came; expected its arrays. Write the layers of {'params': model.params, 'extra': model.extra} "
+            r"anew, with r'(params|extra)/...' in the pattern."
+        )
     flat = paths(tree)
     rebuilt = nest(flat) if _nested(tree) else flat
     if not isinstance(tree, Mapping) or jax.tree.structure(rebuilt) != jax.tree.structure(tree):

@@ -11,6 +11,7 @@ import numpy as np
 
 from transferjax._errors import PlanError, describe
 from transferjax._report import Report
+from transferjax.surgery._checks import check_key, check_tolerance
 from transferjax.surgery._interpolation import module_of
 from transferjax.surgery._patterns import compiled, raw
 from transferjax.surgery._resize import whole
@@ -39,7 +40,7 @@ def widen(tree: Any, axes: Axes, width: int, key: Any = None, *, count: int | No
       A tree of the same structure.
 
     Raises:
-      PlanError: as :func:`map_units`; ``uneven`` is out of range or lacks its key.
+      PlanError: as :func:`map_units`; ``uneven`` is out of range or lacks its key, or ``key`` is no PRNG key.
 
     >>> import numpy as np
     >>> tree = {"a": np.ones((4, 3)), "b": np.ones((3, 2))}
@@ -50,6 +51,7 @@ def widen(tree: Any, axes: Axes, width: int, key: Any = None, *, count: int | No
     """
     if not 0.0 <= uneven < 1.0 or (uneven and key is None):
         raise PlanError(f"uneven is {uneven}; expected at least 0 and below 1, and a key when it is above 0.")
+    check_key(key)
     _, count = resolved(tree, axes, count)
     if key is None or not uneven:
         return map_units(tree, axes, unit_map(count, width, key), count=count)
@@ -175,7 +177,8 @@ def growth_report(
       old: tree of the one network.
       new: tree of the other.
       probe: a batch of inputs.
-      apply: ``(tree, probe) -> outputs`` of the old network; outputs may be any tree of arrays.
+      apply: ``(tree, probe) -> outputs`` of the old network; outputs may be any tree of arrays. Of a Model over its
+        params: ``lambda params, x: model.apply(params, model.extra, x)[0]``.
       apply_new: the same of the new network; default: ``apply``.
       tolerance: the largest difference at which the function counts as preserved.
 
@@ -184,7 +187,7 @@ def growth_report(
       the function is preserved.
 
     Raises:
-      PlanError: the outputs differ in structure or shape.
+      PlanError: the outputs differ in structure or shape; ``apply`` is no function, or ``tolerance`` no number.
 
     >>> import numpy as np
     >>> apply = lambda tree, x: x @ tree["a"] @ tree["b"]
@@ -202,6 +205,10 @@ def growth_report(
     tolerance: 1e-05
     function preserved: yes
     """
+    check_tolerance(tolerance)
+    if not callable(apply) or not (apply_new is None or callable(apply_new)):
+        wrong = apply_new if callable(apply) else apply
+        raise PlanError(f"growth_report() expects apply(tree, probe) as a function, got {describe(wrong)}.")
     before, after = flatten(apply(old, probe))[0], flatten((apply_new or apply)(new, probe))[0]
     shapes = [[(path, tuple(np.shape(value))) for path, value in side] for side in (before, after)]
     if shapes[0] != shapes[1]:

@@ -74,6 +74,11 @@ def carry(plan: Plan, old_state: Any, new_state: Any) -> tuple[Any, Report]:
     >>> average["kernel"].shape
     (3, 2)
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"carry() expects a Plan first, got {describe(plan)}. Write carry(plan, old_state, new_state).")
+    for name, state in (("old_state", old_state), ("new_state", new_state)):
+        if state is None:
+            raise PlanError(f"{name} of carry() is None; expected the state of an optimizer, tx.init(params).")
     flat, treedef = flatten(new_state)
     old, new = _State(flatten(old_state)[0], plan.sources), _State(flat, plan.shapes)
     _check_alike(old, new)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from transferjax._errors import PlanError, describe
 from transferjax._report import Report
-from transferjax.surgery._ops import Op, Spec, run, show, spec_of
+from transferjax.surgery._ops import Op, Spec, check_op, run, show, spec_of
 from transferjax.tree import Selector
 
 Read = Callable[[str], Any]
@@ -57,7 +57,7 @@ class Move:
           The array of the target leaf, of the same kind.
 
         Raises:
-          PlanError: the number of arrays is wrong, or a cast loses values.
+          PlanError: the number of arrays is wrong, an operation is malformed, or a cast loses values.
 
         >>> import numpy as np
         >>> Move("kernel", "weight", (("permute", (1, 0)),)).run([np.zeros((2, 3))]).shape
@@ -66,7 +66,7 @@ class Move:
         if len(arrays) != len(self.sources) or not arrays:
             raise PlanError(f"'{self.target}' is made from {len(self.sources)} arrays; {len(arrays)} came.")
         try:
-            return run(self.ops, arrays)
+            return run([check_op(op) for op in self.ops], arrays)
         except PlanError as error:
             raise PlanError(f"'{self.target}' from {_names(self)}: {error}") from None
 
@@ -150,6 +150,10 @@ class Plan:
 
     def with_source(self, fingerprint: str | None) -> Plan:
         """The same plan, bound to the source with this fingerprint (``None``: to any)."""
+        if fingerprint is not None and not isinstance(fingerprint, str):
+            raise PlanError(
+                f"a source's fingerprint is a str, got {describe(fingerprint)}. Write source.fingerprint(), or None."
+            )
         return dataclasses.replace(self, fingerprint=fingerprint)
 
     def apply(self, read: Read | Mapping[str, Any], init: Read | Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -267,6 +271,8 @@ def _names(move: Move) -> str:
 
 
 def _got(read: Read | Mapping[str, Any], name: str, noun: str, expected: Spec) -> Any:
+    if not isinstance(read, Mapping) and not callable(read):
+        raise PlanError(f"{noun} arrays come as {describe(read)}; expected a function name -> array, or a mapping.")
     try:
         value = read[name] if isinstance(read, Mapping) else read(name)
     except KeyError:

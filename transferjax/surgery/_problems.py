@@ -9,11 +9,13 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from transferjax._errors import PlanError, listing, nearest_hint
+from transferjax.surgery._align_names import read
 from transferjax.surgery._ops import Op, Spec, castable, show
 from transferjax.surgery._patterns import raw
 from transferjax.surgery._rules import TORCH_LAYOUT, Rule, Transform
 
 LIMIT = 8  # problems told in full, per kind
+FOREIGN = 3  # problems told of a source of another convention
 REST = {
     "idle": "more rules that do nothing",
     "overlap": "more source names that two rules match",
@@ -25,6 +27,10 @@ REST = {
     "missing": "more target leaves without a source",
     "surplus": "more source leaves that nothing uses",
 }
+
+ALIGN = (
+    "many leaves have no partner: surgery.align(source_shapes, target) proposes the rules that names and shapes tell."
+)
 
 
 class Problems:
@@ -49,6 +55,8 @@ class Problems:
         total = sum(map(len, self._told.values()))
         if not total:
             return
+        if self._first:
+            raise PlanError("\n".join([*self._first, f"the plan has {total:,} problems:", *self._foreign(total)]))
         lines = []
         for kind, texts in self._told.items():
             lines += [text if isinstance(text, str) else text() for text in texts[:LIMIT]]
@@ -57,8 +65,17 @@ class Problems:
                 lines.append(f"{len(texts) - LIMIT} {REST[kind]}{': ' + listing(names) if names else ''}.")
         if total == 1:
             raise PlanError(lines[0])
-        told = [*self._first, f"the plan has {total:,} problems:", *(f"- {line}" for line in lines)]
+        told = [f"the plan has {total:,} problems:", *(f"- {line}" for line in lines)]
+        if len(self._told["missing"]) + len(self._told["surplus"]) > LIMIT:
+            told.insert(0, ALIGN)
         raise PlanError("\n".join(told))
+
+    def _foreign(self, total: int) -> list[str]:
+        """One problem of a kind, leaves without a partner first: all others follow from them."""
+        kinds = sorted(self._told, key=lambda kind: kind not in ("missing", "surplus"))
+        found = [self._told[kind][0] for kind in kinds if self._told[kind]][:FOREIGN]
+        lines = [f"- {text if isinstance(text, str) else text()}" for text in found]
+        return [*lines, f"and {total - len(lines):,} more."] if total > len(lines) else lines
 
 
 class Finder:
@@ -74,17 +91,22 @@ class Finder:
             self._tokens = {one: _tokens(one) for one in self.pool}
         mine, size = _tokens(name), sorted(spec.shape)
         fits = {one: sorted(other.shape) == size for one, other in self.pool.items()}
-        score = lambda one: len(mine & self._tokens[one]) / (len(mine | self._tokens[one]) or 1) + fits[one]  # type: ignore[index]
+        words = lambda one: len(mine & self._tokens[one]) / (len(mine | self._tokens[one]) or 1)  # type: ignore[index]
+        score = lambda one: words(one) + fits[one] + _role(name, one)
         best = sorted(self.pool, key=lambda one: (-score(one), one))[:24]
         spelled = lambda one: score(one) + SequenceMatcher(None, name, one).ratio()
         return sorted(best, key=lambda one: (-spelled(one), one))[:count]
 
-    def hint(self, name: str, spec: Spec) -> tuple[str, str | None]:
-        """`` Nearest: ...`` for a message, and the first candidate if its sizes fit."""
+    def hint(self, name: str, spec: Spec, back: Finder) -> tuple[str, str | None]:
+        """`` Nearest: ...`` for a message, and the first candidate if its sizes fit and ``name`` is nearest to it.
+
+        ``back`` finds among the names of the side of ``name``: so each leaf is offered to one other only.
+        """
         found = self.nearest(name, spec)
         if not found:
             return "", None
-        fits = sorted(self.pool[found[0]].shape) == sorted(spec.shape)
+        best = self.pool[found[0]]
+        fits = sorted(best.shape) == sorted(spec.shape) and back.nearest(found[0], best, 1) == [name]
         return f" Nearest: {', '.join(f'{one!r} {self.pool[one]}' for one in found)}.", found[0] if fits else None
 
 
@@ -108,7 +130,7 @@ def foreign(count: int, sources: Sequence[str]) -> str:
     return (
         "the source does not look like one of the model and naming convention of these rules: none of its "
         f"{len(sources):,} names ({listing([repr(name) for name in sources], 3)}) is matched by any of the {count} "
-        "rules over names. Pass another file, or the rules of its convention."
+        "rules over names. Pass another file, the rules of its convention, or those that surgery.align(...) proposes."
     )
 
 
@@ -148,9 +170,9 @@ def wrong_dtype(path: str, expected: Spec, sources: Sequence[str], came: Spec) -
     return f"target '{path}' expects {expected}; {quoted(sources)} comes as {came}. {write}"
 
 
-def missing(path: str, spec: Spec, unused: Finder, waived: tuple[str, Rule] | None) -> str:
+def missing(path: str, spec: Spec, unused: Finder, unfilled: Finder, waived: tuple[str, Rule] | None) -> str:
     """A target leaf without an origin."""
-    near, fitting = unused.hint(path, spec)
+    near, fitting = unused.hint(path, spec, unfilled)
     near = near.replace(" Nearest:", " Nearest unused:") or " Every source leaf is used or waived."
     write = f"rename({raw(re.escape(fitting))}, '{path}') or " if fitting else ""
     if waived:
@@ -158,9 +180,9 @@ def missing(path: str, spec: Spec, unused: Finder, waived: tuple[str, Rule] | No
     return f"target '{path}' {spec} has no source.{near} Write {write}fresh({_only(path)})."
 
 
-def surplus(name: str, spec: Spec, path: str, missing_targets: Finder) -> str:
+def surplus(name: str, spec: Spec, path: str, unused: Finder, unfilled: Finder) -> str:
     """A source leaf that nothing uses."""
-    near, fitting = missing_targets.hint(path, spec)
+    near, fitting = unfilled.hint(name, spec, unused)
     near = near.replace(" Nearest:", " Nearest without a source:")
     to = "" if path == name else f", which a rule leads to '{path}',"
     write = f"rename({raw(re.escape(name))}, '{fitting}') or " if fitting else ""
@@ -179,6 +201,10 @@ def _only(name: str) -> str:
 
 def _shape_advice(path: str, expected: Spec, came: Spec, ops: Sequence[Op]) -> str:
     keep = f"fresh({_only(path)}) to keep the target's own values"
+    cut = next((op[1] for op in ops if op[0] in ("slice", "take")), None)
+    if cut is not None and len(came.shape) > 1 and math.prod(came.shape) == math.prod(expected.shape):
+        first = f"It is cut along axis {cut} of the source: if that is the wrong one, write another axis= in its rule. "
+        return first + _shape_advice(path, expected, came, [op for op in ops if op[0] not in ("slice", "take")])
     if sorted(came.shape) == sorted(expected.shape):
         if any(op[0] == "permute" for op in ops):
             return f"The sizes are the same: write other axes in the permute rule of this leaf, or {keep}."
@@ -216,6 +242,12 @@ def _axes(came: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
         left.remove(axis)
         out.append(axis)
     return tuple(out)
+
+
+def _role(a: str, b: str) -> float:
+    """Whether two names say that their leaves play one part in their modules (weight, bias), or another."""
+    one, two = read(a), read(b)
+    return (0.5 if one.role == two.role else -0.5) if one.said and two.said else 0.0
 
 
 def _tokens(name: str) -> frozenset[str]:

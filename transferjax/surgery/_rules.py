@@ -21,11 +21,19 @@ TORCH_LAYOUT = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Base of every rule; it prints as it is written."""
+    """Base of every rule; it prints as it is written. Rules of your own derive from ``Naming`` or ``Transform``.
+
+    >>> isinstance(fresh("head/**"), Rule)
+    True
+    """
 
 
 class Lead(NamedTuple):
-    """Where a source leaf goes; ``cut``: only a part of it; ``join`` and ``order``: with others into one target."""
+    """Where a source leaf goes; ``cut``: only a part of it; ``join`` and ``order``: with others into one target.
+
+    >>> Lead("query/bias", cut=("slice", 0, 0, 4)).cut  # axis, start, stop
+    ('slice', 0, 0, 4)
+    """
 
     target: str
     cut: Op | None = None
@@ -35,7 +43,17 @@ class Lead(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Naming(Rule, abc.ABC):
-    """A rule over source names: at most one of them may match a name."""
+    """A rule over source names: at most one of them may match a name.
+
+    >>> import numpy as np
+    >>> from transferjax.surgery import plan
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Lower(Naming):
+    ...     def leads(self, name, came):
+    ...         return (Lead(name.lower()),) if name != name.lower() else None
+    >>> plan({"Head/Bias": np.zeros(2)}, {"head": {"bias": np.zeros(2)}}, Lower()).moves[0].source
+    'Head/Bias'
+    """
 
     @property
     def otherwise(self) -> bool:
@@ -80,7 +98,18 @@ class Rename(Naming):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Transform(Rule, abc.ABC):
-    """A rule that changes the leaves it selects on the way; ``op`` makes the operation from what comes."""
+    """A rule that changes the leaves it selects on the way; ``op`` makes the operation from what comes.
+
+    >>> import numpy as np
+    >>> from transferjax.surgery import plan
+    >>> from transferjax.tree import glob
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Backwards(Transform):
+    ...     def op(self, came):
+    ...         return ("permute", tuple(range(len(came.shape)))[::-1])
+    >>> plan({"w": np.zeros((4, 3, 2))}, {"w": np.zeros((2, 3, 4))}, Backwards(glob("w"))).moves[0].how
+    'permute(2, 1, 0)'
+    """
 
     selector: Selector
 
@@ -130,7 +159,14 @@ class Reshape(Transform):
         return f"reshape({self.selector!r}, {name_of(self.shape) if callable(self.shape) else self.shape})"
 
     def op(self, came: Spec) -> Op | None:
-        wanted = check_shape(self.shape(came.shape))[0] if callable(self.shape) else self.shape
+        wanted = self.shape
+        if callable(wanted):
+            try:
+                wanted = check_shape(wanted(came.shape))[0]
+            except (LookupError, TypeError, ArithmeticError) as error:
+                raise PlanError(
+                    f"{self!r} raised {error!r} for the shape {came.shape}. Select only what it fits."
+                ) from None
         shape = infer([("reshape", wanted)], [came]).shape
         return None if shape == came.shape else ("reshape", shape)
 

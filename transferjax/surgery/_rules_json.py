@@ -9,6 +9,7 @@ from typing import Any
 
 from transferjax._errors import PlanError, nearest_hint
 from transferjax.surgery import _adapt, _layers, _rules, _structure
+from transferjax.surgery._checks import listed
 from transferjax.surgery._rules import Rule
 from transferjax.tree import regex
 
@@ -57,7 +58,7 @@ def rules_to_json(rules: Iterable[Rule]) -> str:
       {"waive": ["*.mask"], "optional": true}
     ]
     """
-    lines = [json.dumps(_dumped(rule)) for rule in rules]
+    lines = [json.dumps(_dumped(rule)) for rule in listed(rules, "rules_to_json()")]
     return "[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]" if lines else "[]"
 
 
@@ -77,6 +78,8 @@ def rules_from_json(text: str) -> tuple[Rule, ...]:
     >>> rules_from_json('[{"fresh": ["head/**"]}, {"permute": ["**/kernel", {"2": [1, 0], "4": [2, 3, 1, 0]}]}]')
     (fresh('head/**'), permute('**/kernel', {2: (1, 0), 4: (2, 3, 1, 0)}))
     """
+    if not isinstance(text, (str, bytes)):
+        raise PlanError(f"the rules come as {type(text).__name__}; expected JSON text: path.read_text().")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -104,7 +107,7 @@ def rules_to_python(rules: Iterable[Rule]) -> str:
     )
     <BLANKLINE>
     """
-    lines = [repr(rule) for rule in rules]
+    lines = [repr(rule) for rule in listed(rules, "rules_to_python()")]
     names = sorted({line.partition("(")[0] for line in lines})
     selectors = [name for name in ("glob", "regex") if any(f"{name}(" in line for line in lines)]
     head = [f"from transferjax.surgery import {', '.join(names)}"] if names else []

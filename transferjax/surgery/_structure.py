@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from transferjax._errors import PlanError
 from transferjax.surgery._ops import Spec, check_op, check_shape
@@ -153,9 +154,9 @@ def split(pattern: str, replacements: Sequence[str | None], *, axis: int, sizes:
     >>> [lead.target for lead in rule.leads("attn.qkv.bias", Spec((12,), "float32"))]
     ['attn/query/bias', 'attn/key/bias', 'attn/value/bias']
     """
-    parts = tuple(replacements)
-    written = f"split({raw(pattern)}, {_several(parts)})"
-    if not isinstance(replacements, (list, tuple)) or len(parts) < 2 or all(part is None for part in parts):
+    written = f"split({raw(pattern)}, {_several(replacements)})"
+    parts = tuple(replacements) if isinstance(replacements, (list, tuple)) else ()
+    if len(parts) < 2 or all(part is None for part in parts):
         raise PlanError(f"{written} expects a tuple of at least two replacements, one of them no None.")
     made = [_template(written, pattern, "" if part is None else part) for part in parts]
     lengths = None if sizes is None else check_shape(sizes)[0]
@@ -216,6 +217,11 @@ def fuse(patterns: Sequence[str], replacement: str, *, axis: int) -> Fuse:
 def stack(pattern: str, replacement: str, *, axis: int = 0) -> Stack:
     r"""The numbered source leaves become one target leaf with a new axis; the inverse of :func:`unstack`.
 
+    One rule over names acts on a leaf, so a fused leaf of each layer (qkv) is not split and stacked in one plan. Make
+    two: first ``split`` into unrolled layers, ``plan(source, halfway, split(...))`` with ``halfway`` the
+    ``jax.ShapeDtypeStruct`` of the parts by name; then ``stack`` what ``apply`` gave, ``plan(halfway, target,
+    stack(...))``.
+
     Args:
       pattern: a regular expression with the group ``(?P<i>\d+)`` for the number of the layer.
       replacement: the target path, the same for all layers, with ``\1`` or ``\g<name>`` for other groups.
@@ -275,5 +281,7 @@ def _size(rule: Rule, came: Spec, axis: int) -> int:
     return came.shape[axis]
 
 
-def _several(parts: Sequence[str | None]) -> str:
-    return f"({', '.join(map(raw, parts))})"
+def _several(parts: Any) -> str:
+    if not isinstance(parts, (list, tuple)):
+        return raw(parts)
+    return f"({', '.join(map(raw, parts))}{',' if len(parts) == 1 else ''})"

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from transferjax._errors import PlanError, listing, nearest_hint
+from transferjax._errors import PlanError, describe, listing, nearest_hint
 from transferjax._types import Model
 from transferjax.tree import flatten, natural
 
@@ -58,6 +58,8 @@ def assemble(target: Any, arrays: Mapping[str, Any]) -> Any:
     >>> assemble({"head": {"bias": 0.0}, "stem": [1.0]}, {"stem/0": 3.0, "head/bias": 2.0})
     {'head': {'bias': 2.0}, 'stem': [3.0]}
     """
+    if not isinstance(arrays, Mapping):
+        raise PlanError(f"assemble() expects arrays as {{path: array}}, got {describe(arrays)}: write plan.apply(...).")
     known = leaves(target)
     missing = [path for path in known if path not in arrays]
     if missing:

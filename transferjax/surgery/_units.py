@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transferjax._errors import PlanError, describe
+from transferjax._types import Model
+from transferjax.surgery._checks import check_key
 from transferjax.surgery._interpolation import module_of, widened
 from transferjax.surgery._resize import whole
 from transferjax.tree import Selector, as_selector, flatten, matches
@@ -63,7 +66,8 @@ def map_units(tree: Any, axes: Axes, units: Numbers, *, count: int | None = None
       A tree of the same structure, numpy or JAX as it came and in its dtypes; only the shapes along ``axes`` change.
 
     Raises:
-      PlanError: an axis, kind, layout, unit or share does not fit, or a leaf is selected twice.
+      PlanError: an axis, kind, layout, unit or share does not fit, a leaf is selected twice or abstract, or a leaf
+        that reads units with shares holds integers.
       SelectionError: a selector matches nothing.
 
     >>> import numpy as np
@@ -81,9 +85,15 @@ def map_units(tree: Any, axes: Axes, units: Numbers, *, count: int | None = None
     out = []
     for path, leaf in flat:
         if path in found:
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise PlanError(
+                    f"'{path}' is a jax.ShapeDtypeStruct, which holds no units. Pass arrays; for shapes only write "
+                    "jax.eval_shape(lambda tree: widen(tree, axes, width), tree)."
+                )
             at = found[path]
             made = module_of(leaf).take(leaf, at.spread(chosen, count), axis=at.axis)
             if at.kind == "incoming" and not np.all(parts == 1.0):
+                _check_floats(path, leaf)
                 shape = [-1 if axis == at.axis else 1 for axis in range(leaf.ndim)]
                 wide = widened(made)
                 made = (wide * at.per_entry(parts).reshape(shape).astype(wide.dtype)).astype(leaf.dtype)
@@ -105,13 +115,14 @@ def unit_map(old: int, new: int, key: Any = None) -> np.ndarray:
       int64 [new].
 
     Raises:
-      PlanError: ``new`` is smaller.
+      PlanError: ``new`` is smaller, or ``key`` is no PRNG key.
 
     >>> unit_map(3, 7).tolist()
     [0, 1, 2, 0, 1, 2, 0]
     """
     if not (whole(old) and whole(new) and 1 <= old <= new):
         raise PlanError(f"{old!r} units do not grow to {new!r}. Expected more; write narrow(...) for fewer.")
+    check_key(key)
     if key is None:
         return np.arange(new) % old
     drawn = np.asarray(jax.random.randint(key, (new - old,), 0, old), dtype=np.int64)
@@ -120,6 +131,17 @@ def unit_map(old: int, new: int, key: Any = None) -> np.ndarray:
 
 def resolved(tree: Any, axes: Axes, count: int | None) -> tuple[dict[str, Axis], int]:
     """The axis of units of each selected leaf, and the number of units."""
+    if isinstance(tree, Model):
+        raise PlanError(
+            "a Model came; expected its arrays. Write widen({'params': model.params, 'extra': model.extra}, ...), with "
+            "'params/...' and 'extra/...' in the mapping of axes."
+        )
+    if not isinstance(axes, Mapping) or not axes:
+        came = "empty" if isinstance(axes, Mapping) else describe(axes)
+        raise PlanError(
+            f"the mapping of axes is {came}; expected {{selector: (axis, 'outgoing' or 'incoming')}} with an entry for "
+            "each kernel, bias and normalisation that makes or reads the units."
+        )
     flat = dict(flatten(tree)[0])
     entries: dict[str, tuple[Selector, int, str, str | None]] = {}
     for key, entry in axes.items():
@@ -171,6 +193,14 @@ def checked_units(units: Any, count: int) -> np.ndarray:
     if chosen.min() < 0 or chosen.max() >= count:
         raise PlanError(f"units go from {chosen.min()} to {chosen.max()}; expected 0 to {count - 1}.")
     return chosen.astype(np.int64)
+
+
+def _check_floats(path: str, leaf: Any) -> None:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        raise PlanError(
+            f"'{path}' is {describe(leaf)} and reads the units, so copies are to have a share of its numbers each; "
+            "expected floats. Convert it first: leaf.astype('float32')."
+        )
 
 
 def _shares(shares: Any, units: np.ndarray, count: int) -> np.ndarray:
