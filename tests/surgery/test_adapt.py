@@ -186,6 +186,13 @@ def test_a_leaf_that_cannot_be_resized_is_named():
         plan({"pos": leaf(1, 13, 4)}, {"pos": leaf(1, 50, 4)}, adapt("pos", "position_embedding"))
 
 
+@pytest.mark.parametrize(("came", "expected"), [((5, 5, 1, 144), (3, 3, 1, 144)), ((3, 3, 64, 8), (5, 5, 64, 8))])
+def test_a_convolution_inside_of_a_network_is_not_said_to_be_a_patch_embedding(came, expected):
+    with pytest.raises(PlanError) as error:
+        plan({"p": leaf(*came)}, {"p": leaf(*expected)})
+    assert "adapt(" not in str(error.value) and "Write fresh('p')" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("came", "expected", "how"),
     [

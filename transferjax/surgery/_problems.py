@@ -219,7 +219,7 @@ def _resize_advice(expected: tuple[int, ...], came: tuple[int, ...]) -> str:
     """How a leaf could be resized, as arguments of ``adapt``; empty where none is likely."""
     rank = len(came)
     axes = [axis for axis in range(rank) if len(expected) == rank and came[axis] != expected[axis]]
-    if rank == 4 and axes and axes[-1] < 2:
+    if rank == 4 and axes and axes[-1] < 2 and came[2] == 3:  # a patch of RGB: other convolutions are not resized
         return "'patch_embedding'"
     if rank == 3 and came[0] == 1 and axes == [1]:
         return "'position_embedding'"
