@@ -141,10 +141,10 @@ class _Network:
         return [name for leaf in self.leaves if leaf.kind in kinds for name in leaf.names]
 
     def _merge(self, given: dict[str, Any], hooks: Hooks) -> Any:
-        state = []
+        state, seeds = [], _seeds([leaf for leaf in self.leaves if leaf.kind == "rng"], hooks.key)
         for leaf in self.leaves:
             if leaf.kind == "rng":
-                value = _seed(leaf, hooks.key)
+                value = seeds[leaf.keys]
             elif leaf.names:
                 value = jax.tree.unflatten(leaf.treedef, [given[name] for name in leaf.names])
             else:
@@ -202,16 +202,24 @@ def _modules(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
     return [(keys, one) for keys, one in nnx.iter_modules(module) if not isinstance(one, nnx.List | nnx.Dict)]
 
 
-def _seed(leaf: _Leaf, key: Any) -> Any:
-    """The state of a random stream: derived from the pass's key and the stream's path, counted from zero."""
-    if not jnp.issubdtype(leaf.value.dtype, jax.dtypes.prng_key):
-        return jnp.zeros(leaf.value.shape, leaf.value.dtype)
+def _seeds(leaves: list[_Leaf], key: Any) -> dict[tuple[Any, ...], Any]:
+    """The states of random streams: keys derived from the pass's key and the stream's path, counters at zero.
+
+    All keys are derived at once: one by one, each would be a loop of its own to compile.
+    """
+    is_key = lambda leaf: jnp.issubdtype(leaf.value.dtype, jax.dtypes.prng_key)
+    seeds = {leaf.keys: jnp.zeros(leaf.value.shape, leaf.value.dtype) for leaf in leaves if not is_key(leaf)}
+    streams = [leaf for leaf in leaves if is_key(leaf)]
     if key is None:  # never drawn from: _Silent raises first
-        return jnp.broadcast_to(jax.random.key(0), leaf.value.shape)
+        return seeds | {leaf.keys: jnp.broadcast_to(jax.random.key(0), leaf.value.shape) for leaf in streams}
+    if not streams:
+        return seeds
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    own = jax.random.fold_in(key, np.uint32(zlib.crc32(_join(leaf.keys[:-1]).encode())))
-    return jax.random.split(own, leaf.value.shape) if leaf.value.shape else own
+    paths = np.array([zlib.crc32(_join(leaf.keys[:-1]).encode()) for leaf in streams], np.uint32)
+    for leaf, own in zip(streams, jax.vmap(jax.random.fold_in, (None, 0))(key, paths), strict=True):
+        seeds[leaf.keys] = jax.random.split(own, leaf.value.shape) if leaf.value.shape else own
+    return seeds
 
 
 def _instrument(module: Any, flags: tuple[str, ...], hooks: Hooks) -> dict[str, Any]:

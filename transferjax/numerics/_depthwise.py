@@ -1,6 +1,7 @@
 """The depthwise convolution and its two transposes as shifted products, for the CPU backend.
 
-Every function takes the static window first; see ``_convolution.Window``. Products are summed in float32.
+Every function takes the static window first; see ``_convolution.Window``. Products are summed in float32. The sums are
+written in ``jax.lax``, whose operations are traced several times faster than those of ``jax.numpy``.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ def forward(window: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """``[B, H, W, C], [kh, kw, 1, C] -> [B, H', W', C]``."""
     (height, width), (sh, sw) = output_size(window), window.strides
     padded = _padded(x, *((*pads, 0) for pads in window.padding))
+    batch, channels = window.inputs[0], window.inputs[3]
     weights = kernel.astype(jnp.float32)
     total: Any = None
     for i in range(window.kernel[0]):
         for j in range(window.kernel[1]):
-            part = padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
-            total = _add(total, part * weights[i, j, 0])
+            stop = (batch, i + (height - 1) * sh + 1, j + (width - 1) * sw + 1, channels)
+            part = lax.slice(padded, (0, i, j, 0), stop, (1, sh, sw, 1))
+            total = _add(total, _scaled(part, weights, i, j))
     return total.astype(x.dtype)
 
 
@@ -54,7 +57,8 @@ def to_inputs(window: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
         for i in range(a, kh, sh):
             for j in range(b, kw, sw):
                 y, x = deep - i // sh, wide - j // sw
-                total = _add(total, padded[:, y : y + rows, x : x + columns] * weights[i, j, 0])
+                part = lax.slice(padded, (0, y, x, 0), (batch, y + rows, x + columns, channels))
+                total = _add(total, _scaled(part, weights, i, j))
         return total.astype(g.dtype)
 
     if (sh, sw) == (1, 1):
@@ -115,16 +119,24 @@ def _phases(window: Any, x: jax.Array, batch: int) -> list[list[jax.Array]]:
 def _row_of_taps(window: Any, parts: list[jax.Array], g: jax.Array, i: jax.Array, terms: int) -> jax.Array:
     (height, width), stride = output_size(window), window.strides[1]
     rows = [lax.dynamic_slice_in_dim(part, i, height, axis=1) for part in parts]
-    size = g.shape[0] // terms
+    size, channels = g.shape[0] // terms, g.shape[3]
+    pieces = [lax.slice_in_dim(g, t * size, (t + 1) * size).astype(jnp.float32) for t in range(terms)]
     sums = []
     for j in range(window.kernel[1]):
-        shifted, total = rows[j % stride][:, :, j // stride : j // stride + width], None
-        for t in range(terms):
-            piece = slice(t * size, (t + 1) * size)
-            total = _add(total, shifted[piece].astype(jnp.float32) * g[piece])
+        row, left, total = rows[j % stride], j // stride, None
+        for t, piece in enumerate(pieces):
+            stop = ((t + 1) * size, height, left + width, channels)
+            shifted = lax.slice(row, (t * size, 0, left, 0), stop).astype(jnp.float32)
+            total = _add(total, lax.mul(shifted, piece))
         sums.append(total)
     return jnp.stack(sums).sum((1, 2, 3))
 
 
+def _scaled(part: jax.Array, weights: jax.Array, i: int, j: int) -> jax.Array:
+    """A shifted input times one tap: ``[B, H, W, C], [kh, kw, 1, C] -> [B, H, W, C]`` in float32."""
+    tap = lax.slice(weights, (i, j, 0, 0), (i + 1, j + 1, 1, weights.shape[3]))
+    return lax.mul(part.astype(jnp.float32), lax.broadcast_in_dim(tap, part.shape, (0, 1, 2, 3)))
+
+
 def _add(total: Any, part: jax.Array) -> jax.Array:
-    return part if total is None else total + part
+    return part if total is None else lax.add(total, part)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from transferjax.numerics._depthwise import output_size
 
@@ -31,12 +32,16 @@ def forward(window: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
     (height, width), (sh, sw) = output_size(window), window.strides
     padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     weights = kernel.astype(jnp.float32)
-    total: Any = 0.0
+    shape = (window.inputs[0], height, width, window.kernel[3])
+    total: Any = lax.full(shape, 0.0, jnp.float32)
     for i in range(window.kernel[0]):
         for j in range(window.kernel[1]):
-            tap = padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+            stop = (shape[0], i + (height - 1) * sh + 1, j + (width - 1) * sw + 1)
             for c in range(window.kernel[2]):
-                total = total + tap[..., c : c + 1] * weights[i, j, c]
+                numbers = lax.slice(padded, (0, i, j, c), (*stop, c + 1), (1, sh, sw, 1)).astype(jnp.float32)
+                tap = lax.slice(weights, (i, j, c, 0), (i + 1, j + 1, c + 1, shape[3]))
+                wide = (lax.broadcast_in_dim(array, shape, (0, 1, 2, 3)) for array in (numbers, tap))
+                total = lax.add(total, lax.mul(*wide))
     return total.astype(x.dtype)
 
 
