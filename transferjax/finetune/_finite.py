@@ -30,6 +30,9 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def _finite(leaf: jax.Array) -> jax.Array:
-    """All elements times zero add up to zero, or to NaN where one is not finite. On CPU a floating-point sum is a library
-    call, where ``all(isfinite(...))`` is two kernels of every shape to compile (an eighth of a step's compilation)."""
+    """All elements times zero add up to zero, or to NaN where one is not finite.
+
+    On CPU a floating-point sum is a library call, where ``all(isfinite(...))`` is two kernels of every shape to
+    compile: an eighth of a step's compilation.
+    """
     return jnp.sum(leaf * 0) == 0

@@ -43,6 +43,21 @@ def platform_branch(eqn: jex.JaxprEqn, platform: str | None) -> int | None:
     return None
 
 
+def called(eqn: jex.JaxprEqn) -> tuple[jex.ClosedJaxpr, int] | None:
+    """The body of a ``jit`` or ``closed_call`` equation and 0; ``None`` where opening it would lose something.
+
+    That is so for every other primitive, and for a ``jit`` that says where its arrays lie.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if name == "closed_call":
+        return params["call_jaxpr"], 0
+    if name not in ("jit", "pjit"):
+        return None
+    unspecified = lambda shardings: all(type(one).__name__ == "UnspecifiedValue" for one in shardings)
+    placed = not (unspecified(params["in_shardings"]) and unspecified(params["out_shardings"]))
+    return None if placed else (params["jaxpr"], 0)
+
+
 def call_name(eqn: jex.JaxprEqn) -> str:
     """The name of the function that a ``jit`` equation calls; ``""`` where there is none."""
     name = eqn.params.get("name")
