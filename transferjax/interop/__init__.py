@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferjax.interop._chunks import chunked, in_chunks
 from transferjax.interop._extend import batch_norm_momentum, extend, insert, map_inputs, strip, tie
+from transferjax.interop._inserted import bottleneck, scale_and_shift, soft_prompt, visual_prompts
 from transferjax.interop._modules import module_paths
 from transferjax.interop._pure import equinox, mark, momentum_in_use, pure, training
 from transferjax.interop._statistics import momentum_for_steps, reestimate_statistics
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from transferjax.interop._nnx import nnx_model as nnx
 
 __all__ = [
-    "batch_norm_momentum", "chunked", "equinox", "extend", "in_chunks", "insert", "linen", "map_inputs", "mark",
-    "module_paths", "momentum_for_steps", "momentum_in_use", "nnx", "pure", "reestimate_statistics", "strip", "tie",
-    "training",
+    "batch_norm_momentum", "bottleneck", "chunked", "equinox", "extend", "in_chunks", "insert", "linen", "map_inputs",
+    "mark", "module_paths", "momentum_for_steps", "momentum_in_use", "nnx", "pure", "reestimate_statistics",
+    "scale_and_shift", "soft_prompt", "strip", "tie", "training", "visual_prompts",
 ]  # fmt: skip
 
 _LAZY = {"linen": ("_linen", "linen_model"), "nnx": ("_nnx", "nnx_model")}
