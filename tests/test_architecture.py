@@ -30,7 +30,7 @@ ALLOWED = {
     "interop": CORE | {"flax"},
     "report": CORE | {"matplotlib"},
     "models": CORE | {"flax"},
-    "io": CORE | {"orbax", "tensorstore", "matplotlib", "huggingface_hub", "etils"},
+    "io": CORE | {"orbax", "tensorstore", "matplotlib", "huggingface_hub", "etils", "array_record"},
     "data": CORE
     | {
         "tensorflow_datasets",

@@ -32,7 +32,7 @@ from transferjax.finetune import (
 )
 from transferjax.optim import per_group
 from transferjax.tree import Selector, copy, everything, fill, glob, label, mask, paths, regex, split, summary, where
-from transferjax.tuning import bias_only, chain, full, last, lora, norm_only, train
+from transferjax.tuning import bias_only, chain, dora, full, ia3, last, lora, norm_only, train
 
 if TYPE_CHECKING:
     from transferjax import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         surgery,
         testing,
     )
-    from transferjax.finetune import explain, frozen_is_frozen
+    from transferjax.finetune import explain, frozen_is_frozen, hoist, sweep
     from transferjax.interop import extend, strip
     from transferjax.tuning import stages
 
@@ -74,7 +74,9 @@ _FUNCTIONS_ON_FIRST_ACCESS = {
     "strip": "interop",
     "explain": "finetune",
     "frozen_is_frozen": "finetune",
+    "hoist": "finetune",
     "stages": "tuning",
+    "sweep": "finetune",
 }
 
 
@@ -93,9 +95,9 @@ def __dir__() -> list[str]:
 __all__ = [
     "Best", "CheckpointError", "DataError", "FinetuneState", "Hole", "LawError", "Loss", "Model", "NonFiniteError",
     "Objective", "PlanError", "Preprocess", "Report", "SelectionError", "Selector", "TransferError", "Tuning",
-    "bias_only", "chain", "cli", "copy", "data", "early_stopping", "everything", "explain", "extend", "fill",
-    "finetune", "fit", "frozen_is_frozen", "full", "glob", "init", "interop", "io", "label", "last", "lora",
-    "make_eval", "make_step", "mask", "models", "norm_only", "numerics", "objectives", "optim", "paths", "per_group",
-    "program", "regex", "report", "split", "stages", "strip", "summary", "surgery", "testing", "train", "tree",
-    "tuning", "validate", "where",
+    "bias_only", "chain", "cli", "copy", "data", "dora", "early_stopping", "everything", "explain", "extend", "fill",
+    "finetune", "fit", "frozen_is_frozen", "full", "glob", "hoist", "ia3", "init", "interop", "io", "label", "last",
+    "lora", "make_eval", "make_step", "mask", "models", "norm_only", "numerics", "objectives", "optim", "paths",
+    "per_group", "program", "regex", "report", "split", "stages", "strip", "summary", "surgery", "sweep", "testing",
+    "train", "tree", "tuning", "validate", "where",
 ]  # fmt: skip

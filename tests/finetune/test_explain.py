@@ -82,7 +82,7 @@ def test_groups_of_the_optimizer_are_kept_and_said():
         compile=False,
     )
     assert report.metadata["optimizer of the reference"] == "that of group 'lora', for every parameter"
-    assert report.metadata["merge-form adapters"] == "a/kernel, b/kernel"
+    assert report.metadata["merge-form adapters"] == "none"
     rows = by_name(report)
     assert rows["trainable parameters"]["everything trainable"] == 24 + 3 * 72
     assert rows["optimizer bytes"]["everything trainable"] == 4 + 2 * 4 * (24 + 3 * 72)

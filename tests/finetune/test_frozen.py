@@ -88,10 +88,26 @@ def test_it_holds_through_calls_and_custom_derivatives(selector, apply):
     frozen_is_frozen(*make(tj.train(selector), CLIPPED, apply), BATCH)
 
 
-def test_adapters_in_merge_form_are_listed():
-    tuning = tj.chain(head=tj.train("head/**"), lora=tj.lora("{a,b}/kernel", rank=2))
-    report = frozen_is_frozen(*make(tuning, CLIPPED), BATCH)
-    assert report.metadata["merge-form adapters (exceptions)"] == "a/kernel, b/kernel"
+def scaled(selector):
+    return tj.tuning.adapter(selector, lambda key, path, leaf: {"by": jnp.ones(())}, lambda w, leaf: leaf * w["by"])
+
+
+def lora_and(**groups):
+    return tj.chain(head=tj.train("head/**"), lora=tj.lora("b/kernel", rank=2), **groups)
+
+
+@pytest.mark.parametrize(
+    "tuning, apply, exceptions",
+    [
+        (lora_and(), None, "none"),
+        (lora_and(other=scaled("{a,c}/kernel")), None, "a/kernel, c/kernel"),
+        (lora_and(other=scaled("a/kernel")), network(matmul=leaky_matmul), "a/kernel, b/kernel"),
+    ],
+    ids=["a lifted form", "none", "an operation that it cannot pass"],
+)
+def test_adapters_in_merge_form_are_listed(tuning, apply, exceptions):
+    report = frozen_is_frozen(*make(tuning, CLIPPED, apply), BATCH)
+    assert report.metadata["merge-form adapters (exceptions)"] == exceptions
 
 
 def test_merge_form_of_whole_leaves_is_empty():

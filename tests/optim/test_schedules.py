@@ -70,3 +70,11 @@ def test_the_average_of_bfloat16_weights_moves_in_float32():
         params = optax.apply_updates(params, updates)
     found = tj.optim.averaged(state)
     assert found.dtype == jnp.float32 and 0.99 < float(found) < 1.0
+
+
+@pytest.mark.parametrize(("warmup", "end"), [(0.1, 0.0), (0.0, 0.0), (0.25, 0.01)])
+def test_a_traced_peak_gives_the_same_rates(warmup, end):
+    plain = tj.optim.warmup_cosine(0.3, 40, warmup=warmup, end=end)
+    traced = jax.jit(lambda peak, step: tj.optim.warmup_cosine(peak, 40, warmup=warmup, end=end)(step))
+    for step in (0, 3, 4, 9, 10, 11, 25, 40, 50):
+        np.testing.assert_allclose(traced(0.3, step), plain(step), rtol=1e-5, atol=1e-7)

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import transferjax as tj
+from transferjax.program import LowRank, is_lifted, quantise_int8
 
 PARAMS = {
     "stem": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)},
@@ -137,3 +139,28 @@ def test_a_group_without_a_name_raises():
         tj.SelectionError, match=r"chain\(\) got Tuning without a name\. Name each group: chain\(head=tj\."
     ):
         tj.chain(tj.train("head"), tail=tj.train("tail"))
+
+
+def test_a_chain_is_lifted_where_a_group_is():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2)), "c": jnp.ones(2), "d": jnp.ones(2)}
+    double = tj.tuning.adapter("d", lambda *_: {"by": jnp.full((), 2.0)}, lambda w, leaf: leaf * w["by"])
+    groups = {"one": tj.lora("a", 1), "two": tj.lora("b", 2), "head": tj.train("c"), "scale": double}
+    for names in (["one", "head", "two", "scale"], ["scale", "two", "head", "one"]):
+        tuning = tj.chain(**{name: groups[name] for name in names})
+        trainable, frozen = tuning.init(jax.random.key(0), params)
+        found = tuning.lifted(jax.tree.map(lambda x: x + 1, trainable), frozen)
+        assert isinstance(found["a"], LowRank) and isinstance(found["b"], LowRank)
+        assert not is_lifted(found["c"]) and float(found["c"][0]) == 2.0 and float(found["d"][0]) == 3.0
+    assert tj.chain(head=tj.train("c"), scale=double).lifted is None
+
+
+def test_groups_pass_by_leaves_that_were_lifted_before():
+    """A frozen tree may hold lifted leaves: an adapter with a lifted form builds on them, another gets the array."""
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2)), "c": jnp.ones((3, 2)), "d": jnp.ones(2)}
+    double = tj.tuning.adapter("b", lambda *_: {"by": jnp.full((), 2.0)}, lambda w, leaf: leaf * w["by"])
+    tuning = tj.chain(lora=tj.lora("a", 1), scale=double, head=tj.train("d"))
+    trainable, frozen = tuning.init(jax.random.key(0), params)
+    frozen = {**frozen, **{name: quantise_int8(frozen[name]) for name in "abc"}}
+    found = tuning.lifted(trainable, frozen)
+    assert isinstance(found["a"], LowRank) and found["a"].base is frozen["a"] and found["c"] is frozen["c"]
+    np.testing.assert_allclose(found["b"], 2.0, rtol=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import transferjax as tj
+from transferjax.testing import check_tuning
 
 PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 4, 6))},
@@ -111,3 +112,65 @@ def test_an_adapter_whose_create_returns_no_named_arrays_raises(weights, came):
     )
     with pytest.raises(tj.SelectionError, match=message):
         init(tuning)
+
+
+ATTENTION = {"attention": {"query": {"kernel": jnp.ones((6, 2, 3))}, "out": {"kernel": jnp.ones((2, 3, 5))}}}
+LAYERS = {"mlp": {"kernel": jnp.ones((4, 6, 5))}, "value": {"kernel": jnp.ones((4, 6, 2, 3))}}
+
+
+def shapes(tuning, params):
+    trainable, _ = init(tuning, params)
+    return {path.removesuffix("/kernel/lora_a"): (leaf.shape, tj.paths(trainable)[path[:-1] + "b"].shape)
+            for path, leaf in tj.paths(trainable).items() if path.endswith("a")}  # fmt: skip
+
+
+def test_attention_kernels_are_told_by_the_name_of_their_module():
+    found = shapes(tj.lora("**", 2), ATTENTION)
+    assert found == {"attention/query": ((6, 2), (2, 2, 3)), "attention/out": ((2, 3, 2), (2, 5))}
+    check_tuning(tj.lora("**", 2), ATTENTION)
+
+
+def test_axes_tell_layers_inputs_and_outputs():
+    tuning = tj.lora("**", 2, alpha=1.0, axes={"value/*": "lioo", "**": "lio"})
+    assert shapes(tuning, LAYERS) == {"mlp": ((4, 6, 2), (4, 2, 5)), "value": ((4, 6, 2), (4, 2, 2, 3))}
+    check_tuning(tuning, LAYERS)
+    trainable, frozen = init(tuning, LAYERS)
+    trainable = jax.tree.map(lambda x: x + 1.0, trainable)
+    merged = tuning.merge(trainable, frozen)
+    for name, letters in (("mlp", "lir,lro->lio"), ("value", "lir,lrhd->lihd")):
+        weights = trainable[name]["kernel"]
+        expected = 1.0 + 0.5 * jnp.einsum(letters, weights["lora_a"], weights["lora_b"])
+        np.testing.assert_allclose(merged[name]["kernel"], expected, rtol=1e-6)
+
+
+def test_every_layer_of_a_stack_has_the_bound_of_one_layer():
+    trainable, _ = init(tj.lora("mlp/*", 5, axes={"mlp/*": "lio"}), LAYERS)
+    a = trainable["mlp"]["kernel"]["lora_a"]
+    assert 0.9 / 6**0.5 < float(jnp.abs(a).max()) <= 1 / 6**0.5 and (a[0] != a[1]).any()
+
+
+@pytest.mark.parametrize(
+    "params, example",
+    [({"mlp": {"kernel": jnp.ones((4, 6, 5))}}, "lio"), ({"key": {"kernel": jnp.ones((4, 6, 2, 3))}}, "lioo")],
+)
+def test_a_kernel_that_could_be_several_things_raises(params, example):
+    ((path, leaf),) = tj.paths(params).items()
+    with pytest.raises(tj.SelectionError) as error:
+        init(tj.lora("**", 1), params)
+    assert str(error.value) == (
+        f"lora() cannot tell the inputs of '{path}' {leaf.shape} float32 from its outputs. "
+        f"Pass axes={{'{path}': letters}} with one letter per axis: 'l' layers, 'i' inputs, 'o' outputs, "
+        f"for example '{example}'."
+    )
+
+
+@pytest.mark.parametrize("letters", ["io", "oio", "lil", "llo", "xyz"])
+def test_axes_that_do_not_fit_raise(letters):
+    message = rf"lora\(\) got axes '{letters}' for 'mlp/kernel' \(4, 6, 5\) float32\. Expected one letter per axis: 'l'"
+    with pytest.raises(tj.SelectionError, match=message):
+        init(tj.lora("mlp/*", 1, axes={"mlp/*": letters}), LAYERS)
+
+
+def test_axes_of_a_leaf_that_is_not_there_raise():
+    with pytest.raises(tj.SelectionError, match=r"'heda/\*\*' matched none"):
+        init(tj.lora("mlp/*", 1, axes={"mlp/*": "lio", "heda/**": "io"}), LAYERS)

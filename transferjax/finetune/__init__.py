@@ -5,14 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 from transferjax.finetune._eval import Evaluate, make_eval
 from transferjax.finetune._fit import Best, early_stopping, fit, validate
+from transferjax.finetune._migrate import each_group, migrate
+from transferjax.finetune._stages import Progress, Stage, compile_ahead, lp_ft, run_stages, unfreeze
 from transferjax.finetune._state import FinetuneState, init
 from transferjax.finetune._step import Step, make_step, training_mode
 
 if TYPE_CHECKING:
     from transferjax.finetune._explain import explain
     from transferjax.finetune._frozen import frozen_is_frozen, merge_form
+    from transferjax.finetune._grids import grid_search, log_uniform, random_search, successive_halving, uniform
+    from transferjax.finetune._hoist import Hoisted, HoistedStep, hoist
+    from transferjax.finetune._runs import Runs, start_runs, sweep_steps
+    from transferjax.finetune._sweep import Swept, evaluate_runs, sweep
 
-_LAZY = {"explain": "_explain", "frozen_is_frozen": "_frozen", "merge_form": "_frozen"}
+_LAZY = {
+    "explain": "_explain", "frozen_is_frozen": "_frozen", "merge_form": "_frozen",
+    **dict.fromkeys(("grid_search", "log_uniform", "random_search", "successive_halving", "uniform"), "_grids"),
+    **dict.fromkeys(("Hoisted", "HoistedStep", "hoist"), "_hoist"),
+    **dict.fromkeys(("Runs", "start_runs", "sweep_steps"), "_runs"),
+    **dict.fromkeys(("Swept", "evaluate_runs", "sweep"), "_sweep"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +34,9 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Best", "Evaluate", "FinetuneState", "Step", "early_stopping", "explain", "fit", "frozen_is_frozen", "init",
-    "make_eval", "make_step", "merge_form", "training_mode", "validate",
+    "Best", "Evaluate", "FinetuneState", "Hoisted", "HoistedStep", "Progress", "Runs", "Stage", "Step", "Swept",
+    "compile_ahead", "each_group", "early_stopping", "evaluate_runs", "explain", "fit", "frozen_is_frozen",
+    "grid_search", "hoist", "init", "log_uniform", "lp_ft", "make_eval", "make_step", "merge_form", "migrate",
+    "random_search", "run_stages", "start_runs", "successive_halving", "sweep", "sweep_steps", "training_mode",
+    "unfreeze", "uniform", "validate",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from transferjax._report import Report
 from transferjax._types import Hole, Params, Tuning
-from transferjax.finetune._frozen import abstract, merge_form, trace
+from transferjax.finetune._frozen import abstract, merged, trace
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step
 from transferjax.program import Measurement, cost, measure
@@ -56,7 +56,7 @@ def explain(step: Step, state: FinetuneState, frozen: Params, batch: Any, *, com
     facts = {
         "platform": jax.default_backend(),
         "accumulate": step.accumulate,
-        "merge-form adapters": ", ".join(merge_form(step.tuning, state.trainable, frozen)) or "none",
+        "merge-form adapters": ", ".join(merged(step, state, frozen, batch)) or "none",
     }
     if group is not None:
         facts["optimizer of the reference"] = f"that of group '{group}', for every parameter"

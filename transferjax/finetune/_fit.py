@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transferjax._errors import DataError, NonFiniteError, TransferError, listing, nearest_hint
-from transferjax._types import Batch, Params
+from transferjax._types import Batch, Cache, Params
 from transferjax.finetune._match import check_batches, check_call
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step
@@ -20,7 +20,9 @@ from transferjax.tree import copy
 Pair = tuple[FinetuneState, dict[str, Any]]
 
 
-def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batch]) -> Iterator[Pair]:
+def fit(
+    step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batch], *, cache: Cache | None = None
+) -> Iterator[Pair]:
     """Runs a step over batches and yields what each returns; the caller owns logging and saving.
 
     What is yielded is donated at the next turn: keep a state with ``transferjax.copy``. Metrics are arrays still being
@@ -30,11 +32,16 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
     never waits, and the step in between is held back too. So when it raises, the batches are up to two ahead of the
     state; and a loop that is left early has not read the flag of its last step (``metrics["finite"]``).
 
+    With a cache, what training cannot change of the loss (``transferjax.hoist``) is computed once per example id; the
+    loss and its gradients stay the same. So a batch must hold the same arrays for the same id in every epoch:
+    augmentation belongs inside the model, where it draws from the key and is not hoisted.
+
     Args:
       step: from ``make_step``.
       state: from ``init``, or restored; donated.
       frozen: the frozen weights; read only.
       batches: any iterable of batches; every pass over them is the caller's choice.
+      cache: a ``transferjax.io.FeatureCache`` made by ``transferjax.io.residual_cache``; batches then need ``id``.
 
     Yields:
       ``(state, metrics)`` after each step.
@@ -42,7 +49,8 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
     Raises:
       NonFiniteError: with the state from before the offending batch, the step number and the batch's ids.
       DataError: there was no batch, or a batch is no dict.
-      TransferError: the state was donated before.
+      TransferError: the state was donated before; or there is a cache, and nothing can be computed once.
+      CheckpointError: the cache belongs to other weights or another program.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params["head"], extra)
@@ -55,6 +63,10 @@ def fit(step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batc
     """
     check_batches(batches, "fit")
     proceed, previous = None, None
+    if cache is not None:
+        from transferjax.finetune._residuals import cached
+
+        step, frozen, batches = cached(step, state, frozen, batches, cache)
     for batch in batches:
         check_call(state, frozen, batch)
         if proceed is None:

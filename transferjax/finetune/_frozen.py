@@ -13,8 +13,8 @@ from transferjax._errors import LawError, listing
 from transferjax._report import Report
 from transferjax._types import Params
 from transferjax.finetune._state import FinetuneState
-from transferjax.finetune._step import Step, training_mode
-from transferjax.program import Cost, cost, dependencies
+from transferjax.finetune._step import Step, loss_of, training_mode
+from transferjax.program import Cost, cost, dependencies, is_lifted, materialised
 from transferjax.tree import flatten, natural
 
 PRODUCTS = "FLOPs of matrix products and convolutions"
@@ -29,9 +29,10 @@ def frozen_is_frozen(step: Step, state: FinetuneState, frozen: Params, batch: An
     Second, the step may need no more matrix products and convolutions than a step that differentiates the trainable
     leaves alone, and at most 1 % more FLOPs in all (and a few per trainable and optimizer element).
 
-    A leaf that ``merge`` makes of frozen and trainable weights together (an adapter in merge form) has no frozen
-    cotangent, but the whole kernel's gradient is computed on the way to the adapter: such leaves are listed as
-    exceptions. What an objective differentiates on its own account is the objective's cost, not the freezing's.
+    A leaf that is made of frozen and trainable weights together before it is used has no frozen cotangent, but the
+    whole kernel's gradient is computed on the way to the adapter. Such leaves are listed as exceptions: adapters
+    without a lifted form, and those whose lifted leaf meets an operation that it cannot pass. What an objective
+    differentiates on its own account is the objective's cost, not the freezing's.
 
     Args:
       step: from ``make_step``.
@@ -60,7 +61,7 @@ def frozen_is_frozen(step: Step, state: FinetuneState, frozen: Params, batch: An
     if leaks:
         raise LawError(_leak_message(leaks))
     rows, notes = _flops(step, state, frozen, batch)
-    exceptions = merge_form(step.tuning, state.trainable, frozen)
+    exceptions = merged(step, state, frozen, batch)
     facts = {
         "outputs": outputs,
         "frozen leaves": len(jax.tree.leaves(frozen)),
@@ -76,14 +77,39 @@ def frozen_is_frozen(step: Step, state: FinetuneState, frozen: Params, batch: An
 def merge_form(tuning: Any, trainable: Any, frozen: Any) -> list[str]:
     """The parameters that a tuning computes from trainable and frozen weights together, in natural order.
 
+    Those that it can leave apart, in a lifted form, are none of them.
+
     >>> import jax, jax.numpy as jnp, transferjax as tj
-    >>> tuning = tj.lora("fc/kernel", rank=1)
+    >>> scaled = tj.tuning.adapter("fc/kernel", lambda *_: {"scale": jnp.ones(())}, lambda w, leaf: leaf * w["scale"])
     >>> params = {"fc": {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}}
-    >>> merge_form(tuning, *tuning.init(jax.random.key(0), params))
+    >>> merge_form(scaled, *scaled.init(jax.random.key(0), params))
     ['fc/kernel']
+    >>> lora = tj.lora("fc/kernel", rank=1)
+    >>> merge_form(lora, *lora.init(jax.random.key(0), params))
+    []
     """
     mixed, _ = _origins(tuning, trainable, frozen)
-    return mixed
+    if tuning.lifted is None:
+        return mixed
+    whole, treedef = flatten(jax.eval_shape(tuning.merge, trainable, frozen))
+    parts = treedef.flatten_up_to(jax.eval_shape(tuning.lifted, trainable, frozen))
+    apart = {path for (path, _), leaf in zip(whole, parts, strict=True) if is_lifted(leaf)}
+    return [path for path in mixed if path not in apart]
+
+
+def merged(step: Step, state: Any, frozen: Any, batch: Any) -> list[str]:
+    """The parameters that a step computes whole from trainable and frozen weights, in natural order.
+
+    Those of :func:`merge_form`, and those whose lifted leaf meets an operation in this objective that it cannot pass.
+    """
+    tuning, found = step.tuning, set(merge_form(step.tuning, state.trainable, frozen))
+    if tuning.lifted is not None:
+        mode = training_mode(tuning, state.trainable, frozen) if step.train is None else step.train
+        call = lambda params, objective, *rest: objective(params, *rest, mode)
+        params = jax.eval_shape(tuning.lifted, state.trainable, frozen)
+        facts = materialised(call, params, step.objective, state.extra, batch, state.key)
+        found |= {fact.path for fact in facts}
+    return sorted(found, key=natural)
 
 
 def _origins(tuning: Any, trainable: Any, frozen: Any) -> tuple[list[str], frozenset[str]]:
@@ -112,12 +138,12 @@ def trace(step: Step, state: Any, frozen: Any, batch: Any) -> Any:
 def _leaks(step: Step, state: Any, frozen: Any, batch: Any) -> tuple[dict[str, list[str]], int]:
     """``{output path: frozen paths whose cotangent reaches it}``, and how many outputs there are."""
     _, untouched = _origins(step.tuning, state.trainable, frozen)
-    merge = lambda trainable, rest: step.tuning.merge(trainable, _mark(rest, None))
+    marked = lambda form: form and (lambda trainable, rest: form(trainable, _mark(rest, None)))
     mode = training_mode(step.tuning, state.trainable, frozen) if step.train is None else step.train
     probed = dataclasses.replace(
         step,
         objective=jax.tree_util.Partial(_Probed(untouched), step.objective),
-        tuning=step.tuning._replace(merge=merge),
+        tuning=step.tuning._replace(merge=marked(step.tuning.merge), lifted=marked(step.tuning.lifted)),
         train=mode,
     )
     traced = trace(probed, state, frozen, batch)
@@ -201,7 +227,7 @@ def _reference_cost(step: Step, state: Any, frozen: Any, batch: Any, platform: s
 
     def gradients(objective, trainable, frozen, extra, batch, key):
         def loss(trainable):
-            result = objective(step.tuning.merge(trainable, frozen), extra, batch, key, mode)
+            result = loss_of(step.tuning, objective, trainable, frozen, extra, batch, key, mode)
             return result.value, (result.metrics, result.extra)
 
         return jax.value_and_grad(loss, has_aux=True)(trainable)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from transferjax._errors import DataError, SelectionError, TransferError, describe, listing
-from transferjax._types import Loss, Tuning, is_hole
+from transferjax._types import Loss, Tuning
 from transferjax.finetune._state import FinetuneState
 from transferjax.tree import flatten, natural
 
@@ -128,7 +128,7 @@ def _original(tuning: Tuning, trainable: Any, frozen: Any) -> Any:
         kept = treedef.flatten_up_to(frozen)
     except ValueError:
         return merged
-    leaves = [leaf if is_hole(own) or not hasattr(own, "dtype") else own for leaf, own in zip(flat, kept, strict=True)]
+    leaves = [own if isinstance(own, jax.ShapeDtypeStruct) else leaf for leaf, own in zip(flat, kept, strict=True)]
     return jax.tree.unflatten(treedef, leaves)
 
 

@@ -49,16 +49,11 @@ class Step:
 
     def _run(self, objective, state, frozen, batch, proceed):
         check_state(self.tuning, self.tx, state, frozen)
-        key = jax.random.fold_in(state.key, state.step)
         train = training_mode(self.tuning, state.trainable, frozen) if self.train is None else self.train
-        with tracing_step(state.step):
-            value, metrics, extra, gradients = _gradients(self, objective, state, frozen, batch, key, train)
-        finite = jnp.isfinite(value) & all_finite(gradients) & proceed
-        kept = _advance(self.tx, state, extra, gradients, value, finite)
-        taken = sorted({"loss", "finite"} & set(metrics))
-        if taken:
-            raise TransferError(f"the objective has a metric '{taken[0]}', which is the step's own. Rename it.")
-        return kept, {**metrics, "loss": value, "finite": finite}
+        loss = lambda trainable, extra, part, key: loss_of(
+            self.tuning, objective, trainable, frozen, extra, part, key, train
+        )
+        return take(self.tx, self.accumulate, loss, state, batch, proceed)
 
 
 def make_step(
@@ -178,16 +173,43 @@ def _same_types(old: FinetuneState, new: FinetuneState) -> FinetuneState:
     return new
 
 
-def _gradients(step: Step, objective, state, frozen, batch, key, train):
+def loss_of(tuning: Tuning, objective, trainable, frozen, extra, batch, key, train) -> Loss:
+    """What a step minimises, as a function of all that enters it; in lifted form where the tuning has one."""
+
+    def call(params):
+        result = objective(params, extra, batch, key, train)
+        check_loss(result)
+        return result
+
+    if tuning.lifted is None:
+        return call(tuning.merge(trainable, frozen))
+    from transferjax.program import lift
+
+    return lift(call)(tuning.lifted(trainable, frozen))
+
+
+def take(tx, accumulate: int, loss, state: FinetuneState, batch: Batch, proceed) -> tuple[FinetuneState, dict]:
+    """One step on ``loss(trainable, extra, part of the batch, key) -> Loss``: the next state and the metrics."""
+    key = jax.random.fold_in(state.key, state.step)
+    with tracing_step(state.step):
+        value, metrics, extra, gradients = _gradients(loss, accumulate, state, batch, key)
+    finite = jnp.isfinite(value) & all_finite(gradients) & proceed
+    kept = _advance(tx, state, extra, gradients, value, finite)
+    taken = sorted({"loss", "finite"} & set(metrics))
+    if taken:
+        raise TransferError(f"the objective has a metric '{taken[0]}', which is the step's own. Rename it.")
+    return kept, {**metrics, "loss": value, "finite": finite}
+
+
+def _gradients(loss, accumulate: int, state, batch, key):
     """Loss, metrics, new extra and the gradients of the trainable leaves, averaged over the parts of the batch."""
 
-    def loss(trainable, extra, part, key):
-        result = objective(step.tuning.merge(trainable, frozen), extra, part, key, train)
-        check_loss(result)
-        return result.value, (result.metrics, result.extra, _weights(result, part))
+    def weighed(trainable, extra, part, key):
+        result = loss(trainable, extra, part, key)
+        return result.value, (result.metrics, result.extra, weights_of(result, part))
 
-    differentiate = jax.value_and_grad(loss, has_aux=True)
-    if step.accumulate == 1:
+    differentiate = jax.value_and_grad(weighed, has_aux=True)
+    if accumulate == 1:
         (value, (metrics, extra, _)), gradients = differentiate(state.trainable, state.extra, batch, key)
         return value, metrics, extra, gradients
 
@@ -201,7 +223,7 @@ def _gradients(step: Step, objective, state, frozen, batch, key, train):
         return (extra, total), ({**metrics, "loss": value}, weights)
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.trainable)
-    inputs = (jnp.arange(step.accumulate), _parts(batch, step.accumulate))
+    inputs = (jnp.arange(accumulate), _parts(batch, accumulate))
     (extra, total), (values, weights) = jax.lax.scan(one, (state.extra, zeros), inputs)
     sums = {name: jnp.maximum(jnp.sum(each), 1e-9) for name, each in weights.items()}
     gradients = jax.tree.map(lambda g, x: (g / sums["loss"]).astype(x.dtype), total, state.trainable)
@@ -209,7 +231,7 @@ def _gradients(step: Step, objective, state, frozen, batch, key, train):
     return metrics.pop("loss"), metrics, extra, gradients
 
 
-def _weights(result: Loss, part: Batch) -> dict[str, jax.Array]:
+def weights_of(result: Loss, part: Batch) -> dict[str, jax.Array]:
     """What the loss and each metric of one part count in the means over all parts."""
     default = jnp.sum(part["weight"]) if "weight" in part else 1.0
     given = result.weight if isinstance(result.weight, dict) else {}

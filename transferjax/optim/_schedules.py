@@ -15,7 +15,7 @@ def warmup_cosine(peak: float, steps: int, *, warmup: float = 0.1, end: float = 
     """A learning rate that rises linearly and then falls along a cosine.
 
     Args:
-      peak: the highest learning rate.
+      peak: the highest learning rate; a traced scalar too, as in a sweep.
       steps: the number of optimizer steps of the whole run.
       warmup: the fraction of the steps in which it rises from 0, in [0, 1).
       end: the learning rate at the last step.
@@ -35,6 +35,10 @@ def warmup_cosine(peak: float, steps: int, *, warmup: float = 0.1, end: float = 
     if not 0.0 <= warmup < 1.0:
         raise TransferError(f"warmup_cosine() expects warmup as a fraction in [0, 1), got {warmup}.")
     rise = int(warmup * steps)
+    if isinstance(peak, jax.Array):  # optax compares its peak with 0
+        down = optax.cosine_decay_schedule(1.0, max(steps, rise + 1) - rise)
+        fall = lambda count: end + (peak - end) * down(count)
+        return optax.join_schedules([lambda count: peak * count / max(rise, 1), fall], [rise])
     start = 0.0 if rise else peak
     return optax.warmup_cosine_decay_schedule(start, peak, rise, max(steps, rise + 1), end)
 

@@ -61,7 +61,13 @@ def inline(jaxpr: jex.ClosedJaxpr, *, platform: str | None = None) -> jex.Closed
 
 
 def rebind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """The outputs of one equation, bound as it is."""
+    """The outputs of one equation, bound as it is.
+
+    >>> import jax
+    >>> (eqn,) = jax.make_jaxpr(jax.numpy.negative)(1.0).jaxpr.eqns
+    >>> [float(y) for y in rebind(eqn, [2.0])]
+    [-2.0]
+    """
     with eqn.ctx.manager:
         outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]

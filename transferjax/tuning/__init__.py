@@ -1,20 +1,36 @@
-"""What learns: each function returns a Tuning; ``stages`` is loaded on first access, as it needs ``program``."""
+"""What learns: each function returns a Tuning; what needs ``program`` is loaded on first access."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from transferjax._types import Tuning
 from transferjax.tuning._core import bias_only, chain, full, last, norm_only, train
+from transferjax.tuning._dora import dora
+from transferjax.tuning._extract import extract_lora
+from transferjax.tuning._factorised import olora, pissa
+from transferjax.tuning._ia3 import ia3
+from transferjax.tuning._kernel import all_linear
 from transferjax.tuning._lora import adapter, lora
+from transferjax.tuning._oft import oft
+from transferjax.tuning._products import hira, loha, lokr, miss
+from transferjax.tuning._sparse import entries, rows, shira
+from transferjax.tuning._vera import vera
 
 if TYPE_CHECKING:
+    from transferjax.tuning._quantise import quantisation_error, quantise
     from transferjax.tuning._stages import stages
+
+_LAZY = {"quantisation_error": "_quantise", "quantise": "_quantise", "stages": "_stages"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "stages":
-        return importlib.import_module(f"{__name__}._stages").stages
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Tuning", "adapter", "bias_only", "chain", "full", "last", "lora", "norm_only", "stages", "train"]
+__all__ = [
+    "Tuning", "adapter", "all_linear", "bias_only", "chain", "dora", "entries", "extract_lora", "full", "hira", "ia3",
+    "last", "loha", "lokr", "lora", "miss", "norm_only", "oft", "olora", "pissa", "quantisation_error",
+    "quantise", "rows", "shira", "stages", "train", "vera",
+]  # fmt: skip

@@ -120,7 +120,7 @@ def chain(*unnamed: Tuning, **named: Tuning) -> Tuning:
       **named: one ``Tuning`` per group.
 
     Returns:
-      A ``Tuning``.
+      A ``Tuning``; it has a lifted form when one of its groups has one.
 
     Raises:
       SelectionError: no group, or one without a name; (at ``init``) a leaf is claimed by two groups, both named.
@@ -172,7 +172,26 @@ def chain(*unnamed: Tuning, **named: Tuning) -> Tuning:
             frozen = tuning.merge(trainable[name], frozen)
         return frozen
 
-    return Tuning(init, merge)
+    def lifted(trainable, frozen):
+        for name, tuning in named.items():
+            frozen = _lifted_group(tuning, trainable[name], frozen)
+        return frozen
+
+    return Tuning(init, merge, lifted if any(tuning.lifted is not None for tuning in named.values()) else None)
+
+
+def _lifted_group(tuning: Tuning, trainable: Any, frozen: Any) -> Any:
+    """The parameters with one group in lifted form; what other groups lifted passes by, and is not looked into."""
+    from transferjax.program import is_lifted
+
+    leaves, treedef = jax.tree.flatten(frozen, is_leaf=lambda x: is_hole(x) or is_lifted(x))
+    others = [is_lifted(leaf) and is_hole(w) for leaf, w in zip(leaves, treedef.flatten_up_to(trainable), strict=True)]
+    shown: list[Any] = [Hole() if other else leaf for leaf, other in zip(leaves, others, strict=True)]
+    if tuning.lifted is None:
+        shown = [leaf.dense() if is_lifted(leaf) else leaf for leaf in shown]
+    made = (tuning.lifted or tuning.merge)(trainable, jax.tree.unflatten(treedef, shown))
+    every = zip(leaves, treedef.flatten_up_to(made), others, strict=True)
+    return jax.tree.unflatten(treedef, [leaf if other else new for leaf, new, other in every])
 
 
 def _named_bias(path: str, leaf: Any) -> bool:

@@ -1,10 +1,11 @@
-"""Low-rank adaptation, in merge form."""
+"""Low-rank adaptation, and the frame of every adapter."""
 
 from __future__ import annotations
 
 import math
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +14,16 @@ import jax.numpy as jnp
 from transferjax._errors import SelectionError, describe, is_whole
 from transferjax._types import Hole, Tuning, is_hole
 from transferjax.tree import Selector, as_selector, flatten, matches
+from transferjax.tuning._patterns import per_pattern
 
 
 def adapter(
     selector: Selector | str,
     create: Callable[[jax.Array, str, Any], dict[str, Any]],
     combine: Callable[[dict[str, Any], Any], Any],
+    *,
+    keep: Callable[[dict[str, Any], Any], Any] | None = None,
+    lift: Callable[[dict[str, Any], Any], Any] | None = None,
 ) -> Tuning:
     """A tuning that puts new weights beside frozen leaves: the frame of every adapter.
 
@@ -26,7 +31,11 @@ def adapter(
       selector: which leaves are adapted.
       create: ``(key, path, leaf) -> {name: array}``, the new weights of one leaf; the key differs per path and
         is consumed.
-      combine: ``(weights, leaf) -> leaf``, the adapted leaf; equal to ``leaf`` for fresh weights.
+      combine: ``(weights, leaf) -> leaf``, the adapted leaf of the frozen array; for fresh weights the original.
+      keep: ``(weights, leaf) -> leaf``, what is frozen in place of the leaf, of its shape and dtype; ``None``: the leaf
+        itself.
+      lift: ``(weights, leaf) -> lifted leaf`` with ``combine(weights, leaf) == lift(weights, leaf).dense()``, for
+        example a ``transferjax.program.LowRank``; ``leaf`` may itself be a lifted one. ``None``: there is none.
 
     Returns:
       A ``Tuning`` whose trainable paths are ``<path>/<name>`` and whose frozen tree keeps the leaf.
@@ -51,15 +60,25 @@ def adapter(
             else Hole()
             for path, leaf in flat
         ]
-        return jax.tree.unflatten(treedef, fresh), params
+        trainable = jax.tree.unflatten(treedef, fresh)
+        if keep is None:
+            return trainable, params
+        kept = [keep(new, leaf) if isinstance(new, dict) else leaf for new, (_, leaf) in zip(fresh, flat, strict=True)]
+        return trainable, jax.tree.unflatten(treedef, kept)
 
-    def merge(trainable, frozen):
-        leaves, treedef = jax.tree.flatten(frozen, is_leaf=is_hole)
-        weights = treedef.flatten_up_to(trainable)
-        out = [leaf if is_hole(w) else combine(w, leaf) for w, leaf in zip(weights, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, out)
+    def each(adapt: Any) -> Any:
+        def run(trainable, frozen):
+            from transferjax.program import is_lifted
 
-    return Tuning(init, merge)
+            leaves, treedef = jax.tree.flatten(frozen, is_leaf=lambda x: is_hole(x) or is_lifted(x))
+            weights = treedef.flatten_up_to(trainable)
+            out = [leaf if is_hole(w) else adapt(w, leaf) for w, leaf in zip(weights, leaves, strict=True)]
+            return jax.tree.unflatten(treedef, out)
+
+        return run
+
+    of_array = lambda w, leaf: combine(w, leaf.dense() if hasattr(leaf, "dense") else leaf)
+    return Tuning(init, each(of_array), None if lift is None else each(lift))
 
 
 def _named_arrays(weights: Any, path: str) -> dict[str, Any]:
@@ -81,21 +100,34 @@ def _named_arrays(weights: Any, path: str) -> dict[str, Any]:
     return weights
 
 
-def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, rank_stabilised: bool = False) -> Tuning:
+def lora(
+    selector: Selector | str,
+    rank: int | Mapping[str, int],
+    *,
+    alpha: float | Mapping[str, float] | None = None,
+    rank_stabilised: bool = False,
+    axes: Mapping[str, str] | None = None,
+) -> Tuning:
     """Low-rank adaptation: a kernel ``W`` becomes ``W + s * A @ B``, and only ``A`` and ``B`` learn.
 
     Args:
-      selector: kernels of shape ``[in, out]`` (dense) or ``[h, w, in, out]`` (convolution).
-      rank: ``r``, the width of the bottleneck.
-      alpha: ``s = alpha / r``; ``None`` means ``alpha = r``, so ``s = 1``.
+      selector: kernels of shape ``[in, out]`` (dense), ``[h, w, in, out]`` (convolution), ``[in, heads, dim]`` in a
+        module called ``query``, ``key`` or ``value``, or ``[heads, dim, out]`` in one called ``out``.
+      rank: ``r``, the width of the bottleneck, or ``{glob: r}``; the first glob that matches a leaf's path counts.
+      alpha: ``s = alpha / r``, or ``{glob: alpha}``; ``None`` means ``alpha = r``, so ``s = 1``.
       rank_stabilised: ``s = alpha / sqrt(r)`` instead (rsLoRA).
+      axes: ``{glob: letters}`` for other kernels, one letter per axis: ``l`` the layers of a scanned model (first),
+        ``i`` inputs, then ``o`` outputs; the first glob that matches a leaf's path counts. For example
+        ``{"layers/*/query/kernel": "lioo", "layers/**": "lio"}``.
 
     Returns:
       A ``Tuning``. ``lora_a`` has shape ``[..., in, r]`` (Kaiming-uniform, a = sqrt 5), ``lora_b`` has shape
-      ``[r, out]`` (zeros), both float32. Merging promotes: a bfloat16 kernel with float32 adapters merges in float32.
+      ``[r, out...]`` (zeros), both float32; for a stack of layers both have a leading axis of layers. Merging promotes:
+      a bfloat16 kernel with float32 adapters merges in float32. Its lifted form computes ``x @ W + s * (x @ A) @ B``.
 
     Raises:
-      SelectionError: (at ``init``) a selected leaf is no kernel, or the rank exceeds its dimensions.
+      SelectionError: (at ``init``) a selected leaf is no kernel, or one of which inputs and outputs cannot be told
+        apart; the rank exceeds its dimensions; a mapping has no glob for a leaf or one that decides for none.
 
     Source: Hu et al., "LoRA", 2021; conventions as in Hugging Face PEFT.
 
@@ -104,18 +136,31 @@ def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, ran
     >>> {name: leaf.shape for name, leaf in trainable["fc"]["kernel"].items()}
     {'lora_a': (8, 2), 'lora_b': (2, 4)}
     """
+    table = {} if axes is None else {glob: (as_selector(glob), letters) for glob, letters in axes.items()}
+    build = lambda selector, rank, alpha: _lora(selector, rank, alpha, rank_stabilised, tuple(table.values()))
+    tuning = per_pattern("lora", build, selector, {"rank": rank, "alpha": alpha})
+    if not table:
+        return tuning
+
+    def init(key, params):
+        for chosen, _ in table.values():
+            matches(params, chosen)
+        return tuning.init(key, params)
+
+    return tuning._replace(init=init)
+
+
+def _lora(selector: Selector, rank: int, alpha: float | None, rank_stabilised: bool, axes: Any) -> Tuning:
     if not is_whole(rank):
         raise SelectionError(f"lora() expects a whole number of at least 1 as rank, got {rank!r}.")
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilised else rank)
 
     def create(key, path, leaf):
-        shape = [int(size) for size in getattr(leaf, "shape", ())]
-        if len(shape) not in (2, 4) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise SelectionError(
-                f"lora() expects kernels [in, out] or [h, w, in, out]; '{path}' is {describe(leaf)}. "
-                "Narrow the selector, for example to '**/kernel'."
-            )
-        fan_in, out = math.prod(shape[:-1]), shape[-1]
+        letters = _letters(path, leaf, axes)
+        sizes = {
+            letter: [size for size, own in zip(leaf.shape, letters, strict=True) if own == letter] for letter in "lio"
+        }
+        fan_in, out = math.prod(sizes["i"]), math.prod(sizes["o"])
         if rank > min(fan_in, out):
             raise SelectionError(
                 f"lora() got rank {rank} for '{path}' {describe(leaf)}: expected at most {min(fan_in, out)}, "
@@ -123,11 +168,46 @@ def lora(selector: Selector | str, rank: int, *, alpha: float | None = None, ran
             )
         bound = 1.0 / math.sqrt(fan_in)
         return {
-            "lora_a": jax.random.uniform(key, (*shape[:-1], rank), jnp.float32, -bound, bound),
-            "lora_b": jnp.zeros((rank, out), jnp.float32),
+            "lora_a": jax.random.uniform(key, (*sizes["l"], *sizes["i"], rank), jnp.float32, -bound, bound),
+            "lora_b": jnp.zeros((*sizes["l"], rank, *sizes["o"]), jnp.float32),
         }
 
-    def combine(weights, leaf):
-        return leaf + scale * (weights["lora_a"] @ weights["lora_b"])
+    def lift(weights, leaf):
+        from transferjax.program import LowRank, Stacked
 
-    return adapter(selector, create, combine)
+        a, b = weights["lora_a"], weights["lora_b"]
+        low_rank = LowRank(leaf, a, b, scale)
+        return Stacked(low_rank) if a.ndim + b.ndim - 2 > leaf.ndim else low_rank
+
+    return adapter(selector, create, lambda weights, leaf: lift(weights, leaf).dense(), lift=lift)
+
+
+_ATTENTION = {"query": "ioo", "key": "ioo", "value": "ioo", "out": "iio"}
+
+
+def _letters(path: str, leaf: Any, axes: Sequence[tuple[Selector, str]]) -> str:
+    """``l``, ``i`` or ``o`` per axis of a kernel: layers, inputs, outputs."""
+    ndim = len(getattr(leaf, "shape", ()))
+    if ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        raise SelectionError(
+            f"lora() expects kernels [in, out] or [h, w, in, out]; '{path}' is {describe(leaf)}. "
+            "Narrow the selector, for example to '**/kernel'."
+        )
+    for chosen, letters in axes:
+        if chosen(path, leaf):
+            if len(letters) != ndim or not re.fullmatch("l?i+o+", letters):
+                raise SelectionError(
+                    f"lora() got axes {letters!r} for '{path}' {describe(leaf)}. Expected one letter per axis: 'l' for "
+                    "layers (first, at most one), 'i' for inputs, then 'o' for outputs."
+                )
+            return letters
+    module = path.split("/")[-2] if "/" in path else ""
+    if ndim == 2 or (ndim == 4 and module not in _ATTENTION):
+        return "io" if ndim == 2 else "iiio"
+    if ndim == 3 and module in _ATTENTION:
+        return _ATTENTION[module]
+    example = "lio" + "o" * (ndim - 3)
+    raise SelectionError(
+        f"lora() cannot tell the inputs of '{path}' {describe(leaf)} from its outputs. Pass axes={{'{path}': letters}} "
+        f"with one letter per axis: 'l' layers, 'i' inputs, 'o' outputs, for example '{example}'."
+    )

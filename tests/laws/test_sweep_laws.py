@@ -1,0 +1,134 @@
+"""A run of a sweep is the run that make_step makes of the same hyperparameters, for every tuning and framework."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import transferjax as tj
+from transferjax.finetune import _over_runs, start_runs, sweep_steps
+
+TUNINGS = {
+    "full": lambda: tj.full(),
+    "train": lambda: tj.train("head/**"),
+    "bias_only": lambda: tj.bias_only(),
+    "lora": lambda: tj.lora("head/kernel", 2),
+    "chain": lambda: tj.chain(head=tj.train("head/**"), lora=tj.lora("stem/kernel", 1), norm=tj.norm_only()),
+}
+GRID = {"lr": [1e-2, 3e-2], "decay": [0.0, 0.1], "seed": [4, 5]}
+
+
+def recipe_of(model, tuning):
+    objective = tj.objectives.cross_entropy(model.apply)
+    tx = lambda hyper: optax.chain(
+        optax.clip_by_global_norm(0.1), optax.adamw(hyper["lr"], weight_decay=hyper["decay"])
+    )
+    return lambda hyper: (objective, tuning, tx(hyper))
+
+
+def run_of(runs, number):
+    return jax.tree.map(lambda leaf: leaf[number], runs.states)
+
+
+def same_as_alone(recipe, model, batch, numbers=(1,), **options):
+    """Three steps on one batch: every leaf of these runs, the keys to the bit."""
+    for runs, metrics in sweep_steps(start_runs(recipe, GRID, model, **options), [batch] * 3):
+        pass
+    assert runs.jitted._cache_size() == 1
+    for number in numbers:
+        hyper = {name: values[number] for name, values in GRID.items()}
+        objective, tuning, tx = recipe(hyper)
+        state, frozen = tj.init(jax.random.key(hyper["seed"]), model, tuning, tx)
+        step = tj.make_step(objective, tuning, tx, **options)
+        for state, expected in tj.fit(step, state, frozen, [batch] * 3):
+            pass
+        mine = tj.paths(run_of(runs, number))
+        assert list(mine) == list(tj.paths(state))
+        for path, leaf in tj.paths(state).items():
+            if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                assert mine[path] == leaf
+            else:
+                assert mine[path].dtype == leaf.dtype
+                np.testing.assert_allclose(mine[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path)
+        np.testing.assert_allclose(metrics["loss"][number], expected["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_every_tuning(name, dict_model, batch):
+    same_as_alone(recipe_of(dict_model, TUNINGS[name]()), dict_model, batch)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "linen"])
+def test_every_framework(framework, batch, request):
+    model = request.getfixturevalue(f"{framework}_model")
+    same_as_alone(recipe_of(model, TUNINGS["chain"]()), model, batch, numbers=(0, 1))
+
+
+def test_runs_side_by_side_as_on_an_accelerator(nnx_model, batch, monkeypatch):
+    monkeypatch.setattr(_over_runs, "_one_by_one", _over_runs._side_by_side)
+    same_as_alone(recipe_of(nnx_model, TUNINGS["chain"]()), nnx_model, batch)
+
+
+def test_accumulation(dict_model, batch):
+    batch["weight"] = np.linspace(0.0, 2.0, 8, dtype=np.float32)
+    same_as_alone(recipe_of(dict_model, tj.train("head/**")), dict_model, batch, accumulate=4)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_every_sweep_lowers_for_accelerators(platform, model, batch):
+    recipe = recipe_of(model, TUNINGS["chain"]())
+    for runs, _ in sweep_steps(start_runs(recipe, GRID, model), [batch]):
+        pass
+    traced = runs.jitted.trace(runs.hyper, runs.held, runs.states, runs.frozen, batch, runs.finite, runs.steady)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "stablehlo.convolution" in text and "stablehlo.while" not in text
+
+
+PROGRAM = """
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np, jax.numpy as jnp, optax, transferjax as tj
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+whole, data = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+rng = np.random.default_rng(0)
+params = {"stem": rng.normal(size=(6, 8)).astype("f"), "head": rng.normal(size=(8, 3)).astype("f")}
+batch = {"inputs": rng.normal(size=(32, 6)).astype("f"), "labels": rng.integers(0, 3, 32)}
+
+def apply(params, extra, inputs, *, key=None, train=False):
+    hidden = jnp.tanh(inputs @ params["stem"])
+    mean = hidden.mean(0)
+    return (hidden - mean) @ params["head"], {"mean": 0.9 * extra["mean"] + 0.1 * mean}
+
+def run(place, batches):
+    tuning = tj.chain(head=tj.train("head"), lora=tj.lora("stem", 2))
+    objective = tj.objectives.cross_entropy(apply)
+    recipe = lambda hyper: (objective, tuning, optax.adamw(hyper["lr"]))
+    model = tj.Model(apply, None, place(params), place({"mean": np.zeros(8, "f")}))
+    found = tj.sweep(recipe, {"lr": [0.1, 0.01, 0.03], "seed": [0, 1, 2]}, model, batches,
+                     validation=batches, metrics={"accuracy": tj.objectives.accuracy})
+    assert found.runs.jitted._cache_size() == 1
+    return found
+
+one = run(lambda t: jax.tree.map(jnp.asarray, t), [batch] * 2)
+eight = run(lambda t: jax.device_put(t, whole), [jax.device_put(batch, data)] * 2)
+assert one.hyper == eight.hyper
+for path, leaf in tj.paths((one.runs.states.trainable, one.runs.states.extra)).items():
+    other = tj.paths((eight.runs.states.trainable, eight.runs.states.extra))[path]
+    assert len(other.sharding.device_set) == 8
+    np.testing.assert_allclose(np.asarray(other), np.asarray(leaf), rtol=1e-5, atol=1e-5, err_msg=path)
+print("same on", jax.device_count())
+"""
+
+
+def test_a_sweep_on_eight_devices_equals_one():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "same on 8", done.stderr[-2000:]

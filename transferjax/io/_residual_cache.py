@@ -1,0 +1,51 @@
+"""The cache of what a hoisted step computes once per example."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transferjax.io._feature_cache import FeatureCache
+
+
+def residual_cache(
+    hoisted: Any,
+    state: Any,
+    frozen: Any,
+    *,
+    preprocess: Any = None,
+    path: str | os.PathLike[str] | None = None,
+    memory_bytes: int = 1 << 30,
+) -> FeatureCache:
+    """A cache for ``transferjax.fit(..., cache=...)``, bound to the weights and the program that fill it.
+
+    Args:
+      hoisted: from ``transferjax.hoist``.
+      state: the ``FinetuneState``, for the statistics in its ``extra``.
+      frozen: the frozen weights.
+      preprocess: what happened to the inputs before they became a batch: text, or a value whose ``repr`` says it all.
+      path: of a folder, so that another run of the same base can go on with it; ``None``: in memory only.
+      memory_bytes: of rows in memory.
+
+    Returns:
+      A :class:`FeatureCache`.
+
+    Raises:
+      CheckpointError: the folder was filled by other weights, preprocessing or another program, or is no cache.
+
+    >>> import jax, jax.numpy as jnp, optax, transferjax as tj
+    >>> apply = lambda p, extra, x, *, key=None, train=False: (jnp.tanh(x @ p["stem"]) @ p["head"], extra)
+    >>> model = tj.Model(apply, None, {"head": jnp.ones((3, 2)), "stem": jnp.ones((8, 3))}, {})
+    >>> tuning, tx = tj.train("head"), optax.sgd(0.1)
+    >>> step = tj.make_step(tj.objectives.cross_entropy(apply), tuning, tx)
+    >>> state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
+    >>> batch = {"inputs": jnp.ones((4, 8)), "labels": jnp.zeros(4, int), "id": jnp.arange(4)}
+    >>> cache = residual_cache(tj.hoist(step, state, frozen, batch), state, frozen)
+    >>> steps = list(tj.fit(step, state, frozen, [batch, batch, batch], cache=cache))
+    >>> len(steps), len(cache), cache.bytes
+    (3, 4, 64)
+    """
+    weights = hoisted.reads(state, frozen)
+    program = str(hoisted.prefix_jaxpr())
+    fingerprint = FeatureCache.fingerprint_of(weights, preprocess, program)
+    return FeatureCache(path, fingerprint=fingerprint, memory_bytes=memory_bytes)
