@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from transferjax.finetune._sweep import Swept, evaluate_runs, sweep
 
 _LAZY = {
-    "explain": "_explain", "frozen_is_frozen": "_frozen", "merge_form": "_frozen",
+    "explain": "_explain",
+    "frozen_is_frozen": "_frozen",
+    "merge_form": "_frozen",
     **dict.fromkeys(("grid_search", "log_uniform", "random_search", "successive_halving", "uniform"), "_grids"),
     **dict.fromkeys(("Hoisted", "HoistedStep", "hoist"), "_hoist"),
     **dict.fromkeys(("Runs", "start_runs", "sweep_steps"), "_runs"),
