@@ -3,13 +3,17 @@
 LoRA of rank 8 on query and value of MiniLM-L6 with its published weights, batch 32 x 64 tokens. FLOPs are counted on
 the program of the step and compared with the same network whose layers were written with a side path by hand. Run
 ``python benchmarks/lifting.py``; with ``--check`` it exits with 1 when a figure is missed. Times are medians of
-interleaved steps in one process: run it on a machine that does nothing else.
+interleaved steps in one process: run it on a machine that does nothing else. With ``--torch-python PYTHON`` (a Python
+with torch, transformers and peft) the step of Hugging Face PEFT is measured too; that ratio is a goal.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 
@@ -26,7 +30,7 @@ from transferjax.program import cost, materialised
 BATCH, TOKENS, RANK, CLASSES = 32, 64, 8, 2
 ADAPTED = "layers/*/attention/{query,value}/kernel"
 BASE = "{layers/**/kernel,embeddings/*/embedding}"
-FLOPS, TIME, INT8, NF4, INT8_TIME = 1.02, 1.05, 0.28, 0.16, 1.3
+FLOPS, TIME, INT8, NF4, INT8_TIME, PEFT = 1.02, 1.05, 0.28, 0.16, 1.3, 1.1
 
 
 def batch_of(vocabulary):
@@ -82,6 +86,13 @@ def timed(sides, batch, turns):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def peft(arguments):
+    """Milliseconds of Hugging Face PEFT, in a process of its own."""
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peft_torch.py")
+    command = [arguments.torch_python, script, "--turns", str(arguments.turns)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+
+
 def size(tree, selector=None):
     leaves = tj.paths(tree).items()
     return sum(leaf.nbytes for path, leaf in leaves if selector is None or any(path.startswith(p) for p in selector))
@@ -123,6 +134,14 @@ def measure(arguments):
         rows.append(("step, ms (by hand)", milliseconds["lifted"], milliseconds["by hand"], TIME))
         rows.append(("step with an int8 base, ms (float32)", milliseconds["int8"], milliseconds["lifted"], INT8_TIME))
         facts |= {f"step, {name}, ms": value for name, value in milliseconds.items()}
+    if arguments.turns and arguments.torch_python:
+        theirs = peft(arguments)
+        facts |= {
+            "step of PEFT on torch, ms": theirs["step"],
+            "forward pass of PEFT on torch, ms": theirs["forward"],
+            f"step, lifted, against PEFT (goal {PEFT})": milliseconds["lifted"] / theirs["step"],
+        }
+    facts["load"] = " ".join(f"{n:.1f}" for n in os.getloadavg())
     rows = [(what, ours, other, ours / other, limit, ours / other <= limit) for what, ours, other, limit in rows]
     columns = ("quantity", "here", "other", "ratio", "limit", "met")
     return tj.Report("Lifted leaves on MiniLM-L6", columns, tuple(rows), facts)
@@ -131,8 +150,10 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=10, help="measured steps of each side; 0: no times")
+    parser.add_argument("--torch-python", help="a Python with torch, transformers and peft")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a figure is missed")
     arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     report = measure(arguments)
     print(report)
     return int(arguments.check and not all(report.column("met")))

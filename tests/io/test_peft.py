@@ -50,7 +50,7 @@ def edit(folder, **options):
     file.write_text(json.dumps({**json.loads(file.read_text()), **options}))
 
 
-@pytest.mark.parametrize("name", ["plain", "patterns"])
+@pytest.mark.parametrize("name", ["plain", "patterns", "dora"])
 def test_a_folder_of_peft_gives_its_outputs(tiny, name):
     model, plan, inputs = tiny
     with np.load(FIXTURES / "peft" / "outputs.npz") as file:
@@ -65,7 +65,24 @@ def test_a_folder_of_peft_gives_its_outputs(tiny, name):
     assert not np.allclose(plain["last_hidden_state"][kept], expected["hidden"][kept], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["plain", "patterns"])
+@pytest.mark.parametrize("rho", [1, 2])
+def test_eva_begins_with_the_ranks_and_directions_of_peft(tiny, rho):
+    model, plan, inputs = tiny
+    with np.load(FIXTURES / "peft" / "eva.npz") as file:
+        theirs = {name.partition("/")[2]: file[name] for name in file if name.startswith(f"{rho}/")}
+    kernels = "layers/*/{attention/{query,out},mlp/down}/kernel"
+    activations = tj.tuning.input_moments(model, kernels, [{"inputs": inputs}])
+    trainable, _ = tj.tuning.eva(kernels, 2, activations, rho=rho).init(jax.random.key(0), model.params)
+    sources = {move.target: move.source.removesuffix(".weight") for move in plan.moves}
+    found = {path.removesuffix("/lora_a"): leaf for path, leaf in tj.paths(trainable).items() if "lora_a" in path}
+    ours = {sources[path]: np.asarray(leaf).T for path, leaf in found.items()}
+    assert len(ours) == 6
+    assert {name: len(a) for name, a in ours.items()} == {name: len(a) for name, a in theirs.items()}
+    for name, a in ours.items():
+        np.testing.assert_allclose(a, theirs[name], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["plain", "patterns", "dora"])
 def test_what_is_written_is_what_peft_writes(tiny, tmp_path, name):
     model, plan, _ = tiny
     theirs = FIXTURES / "peft" / name
@@ -121,7 +138,8 @@ def test_a_convolution_and_a_chain_come_back(tmp_path):
     ("options", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3'. Expected 'LORA'"),
-        ({"use_dora": True}, "uses 'use_dora', which is not read here"),
+        ({"use_qalora": True}, "uses 'use_qalora', which is not read here"),
+        ({"use_dora": True}, "has lora_a, lora_b as the adapter of .* and lora_magnitude_vector, as use_dora says"),
         ({"bias": "all"}, "has bias 'all': biases were trained too. Expected 'none'"),
     ],
 )
@@ -157,10 +175,11 @@ def only_a_bias(arrays):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: drop(a, "0.attention.self.query.lora_B"), "only one side of the adapter of 'encoder.layer.0"),
+        (lambda a: drop(a, "0.attention.self.query.lora_B"), "has lora_a as the adapter of 'encoder.layer.0"),
         (only_a_bias, "holds no lora_A and lora_B"),
         (put("encoder.layer.7.x.lora_A.weight", np.ones((2, 8))), "names no leaves"),
-        (put("pooler.dense.lora_magnitude_vector", np.ones(8)), "array of LoRA that is not read"),
+        (put("pooler.dense.lora_B.bias", np.ones(8)), "array of LoRA that is not read"),
+        (put("encoder.layer.0.attention.self.query.lora_magnitude_vector", np.ones(8)), "as use_dora is not set"),
         (put("encoder.layer.0.attention.self.key.lora_A.weight", np.ones(8)), "Expected two axes"),
     ],
 )
@@ -206,6 +225,26 @@ def test_nothing_is_overwritten_unless_it_is_an_adapter(tiny, folder, tmp_path):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_dora_on_a_convolution_comes_back(tmp_path):
+    params = {"conv": {"kernel": jax.random.normal(jax.random.key(2), (3, 3, 4, 6)), "bias": jnp.ones(6)}}
+    plan = surgery.plan(
+        {"conv.weight": np.ones((6, 4, 3, 3), np.float32), "conv.bias": np.ones(6, np.float32)},
+        params,
+        surgery.rename("conv.weight", "conv/kernel"),
+        surgery.rename("conv.bias", "conv/bias"),
+        surgery.permute("conv/kernel", (2, 3, 1, 0)),
+    )
+    model, tuning = interop.pure(lambda params, x: x, params), tj.dora("conv/kernel", 2, alpha=3.0)
+    trainable = trained(model, tuning)
+    tj.io.write_peft(tmp_path / "a", {"group": trainable}, plan, alpha=3.0)
+    stored = tj.io.open(tmp_path / "a" / "adapter_model.safetensors")
+    assert stored.shapes["base_model.model.conv.lora_magnitude_vector"].shape == (1, 6, 1, 1)
+    adapter = tj.io.read_peft(tmp_path / "a", model, plan)
+    assert adapter.report.metadata["DoRA"] is True
+    merged = adapter.tuning.merge(adapter.trainable, adapter.frozen)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), merged, tuning.merge(trainable, params))
+
+
 def test_what_has_no_form_in_peft_is_named(tiny, tmp_path):
     model, plan, _ = tiny
     write = lambda trainable, plan=plan, **options: tj.io.write_peft(tmp_path / "a", trainable, plan, **options)
@@ -215,6 +254,11 @@ def test_what_has_no_form_in_peft_is_named(tiny, tmp_path):
         write({"heads": {"kernel": {"lora_a": jnp.ones((2, 1)), "lora_b": jnp.ones((1, 2))}}})
     with pytest.raises(SelectionError, match="alpha has no entry for 'layers/0/attention/query/kernel'"):
         write(trained(model, tj.lora(QUERY, rank=1)), alpha={"layers/0/attention/key/kernel": 1.0})
+    mixed = tj.chain(a=tj.lora(QUERY, rank=1), b=tj.dora("layers/*/attention/key/kernel", rank=1))
+    with pytest.raises(CheckpointError, match=r"/key/kernel' has a magnitude \(DoRA\) and .* PEFT has one use_dora"):
+        write(trained(model, mixed))
+    with pytest.raises(CheckpointError, match=r"the adapter of 'pooler/kernel' has only magnitude\. Expected lora_a"):
+        write({"pooler": {"kernel": {"magnitude": jnp.ones(8)}}})
     params = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4)), "c": jnp.ones((4, 4)), "d": jnp.ones((4, 4))}
     other = surgery.plan(
         {name: np.ones((4, 4), np.float32) for name in ("a.weight", "b.weight", "c.table")},

@@ -8,6 +8,9 @@ import pytest
 import transferjax as tj
 from transferjax.testing import check_chain, check_tuning
 
+_ROWS = {"stem/kernel": np.random.default_rng(0).normal(size=(50, 18)), "head/kernel": np.eye(4)[[0, 1, 1, 2, 3, 3]]}
+MOMENTS = {path: tj.tuning.Moments(len(x), x.sum(0), x.T @ x) for path, x in _ROWS.items()}
+
 TUNINGS = {
     "full": lambda: tj.full(),
     "train": lambda: tj.train("head/**"),
@@ -34,6 +37,8 @@ TUNINGS = {
     "entries": lambda: tj.tuning.entries("head/kernel", [(0, 1), (3, 2)]),
     "pissa": lambda: tj.tuning.pissa("**/kernel", 2, alpha=3.0),
     "olora": lambda: tj.tuning.olora("**/kernel", {"head/*": 1, "**": 2}),
+    "lora with dropout": lambda: tj.tuning.lora_dropout(tj.lora("**/kernel", 2), 0.5),
+    "eva": lambda: tj.tuning.eva("{stem,head}/kernel", 2, MOMENTS),
     "chain of adapters": lambda: tj.chain(
         pissa=tj.tuning.pissa("stem/kernel", 2), ia3=tj.ia3("head/kernel"), norm=tj.norm_only()
     ),
@@ -91,6 +96,9 @@ def test_adapters_stand_on_a_quantised_base(name, dict_model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, expected)
 
 
-@pytest.mark.parametrize("name", ["lora with ranks per pattern", "dora on a dense kernel", "ia3", "vera", "pissa"])
+LIFTED = ("lora with ranks per pattern", "dora on a dense kernel", "ia3", "vera", "pissa", "lora with dropout", "eva")
+
+
+@pytest.mark.parametrize("name", LIFTED)
 def test_these_have_a_lifted_form(name):
     assert TUNINGS[name]().lifted is not None

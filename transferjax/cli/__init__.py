@@ -14,7 +14,7 @@ from typing import NoReturn
 from transferjax._errors import TransferError, nearest_hint
 from transferjax.cli._wording import told
 
-VERBS = ("demo", "inspect", "diff", "plan", "transplant", "finetune", "evaluate", "predict", "export")
+VERBS = ("demo", "inspect", "diff", "plan", "transplant", "finetune", "explain", "evaluate", "predict", "export")
 EPILOG = """examples:
   transferjax demo                                   see it work on real weights and images
   transferjax inspect weights.pth                    what is in a file

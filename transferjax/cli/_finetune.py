@@ -11,6 +11,7 @@ from typing import Any
 
 from transferjax.cli._arguments import count, fraction, natural, verb
 from transferjax.cli._console import note, progress, show
+from transferjax.cli._sweeping import SWEEP_HELP, sweep_text
 from transferjax.cli._tuning import ALLOWED, OPTIMIZERS, rates_text, tuning_text
 
 DEFAULTS: dict[str, Any] = {
@@ -31,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     "label_smoothing": 0.0,
     "augment": "",
     "on_error": "raise",
+    "quantise": "",
+    "hoist": None,
 }
 AUGMENTATIONS = ("flip", "crop", "resized-crop", "mixup", "cutmix")
 MOVABLE = ("weights", "data", "data_dir", "on_error")
@@ -47,20 +50,25 @@ def add(verbs: Any) -> None:
         "Takes a network with pretrained weights, replaces its last layer by one for your classes, and trains the\n"
         "part that --tuning names. Everything is kept in the directory --output: settings, metrics, checkpoints, a\n"
         "report.\n"
-        "A run that was stopped goes on with --resume, and ends with the same weights as one that was not.",
+        "A run that was stopped goes on with --resume, and ends with the same weights as one that was not.\n"
+        "With --sweep several runs share one program, one frozen network and one pass over the data; the best is kept.",
         "  transferjax finetune --data sample --validation test --size 64 --tuning head --output runs/first\n"
         "  transferjax finetune --data folder:photos --tuning head+lora:8 --learning-rate head=1e-2,lora=1e-3 \\\n"
         "      --augment flip,crop --output runs/photos\n"
+        "  transferjax finetune --data sample --validation test --sweep lr=1e-4..1e-2:16 --output runs/sweep\n"
         "  transferjax finetune --resume --output runs/photos",
     )
-    _add_inputs(parser.add_argument_group("what"))
-    _add_training(parser.add_argument_group("how"))
+    add_inputs(parser.add_argument_group("what"))
+    how = parser.add_argument_group("how")
+    add_training(how)
+    how.add_argument("--sweep", type=sweep_text, action="append", metavar="NAME=VALUES", help=SWEEP_HELP)
     where = parser.add_argument_group("where")
     where.add_argument("--output", required=True, metavar="DIR", help="directory of the run; must be new")
     where.add_argument("--resume", action="store_true", help="go on with the run in --output; needs no other option")
 
 
-def _add_inputs(group: Any) -> None:
+def add_inputs(group: Any) -> None:
+    """The options that say what learns from what."""
     group.add_argument("--data", metavar="SPEC", help="'sample', 'folder:PATH' (one sub-folder per class), or TFDS")
     group.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
     group.add_argument("--split", help="training part of the data, for example 'train[:80%%]' (train)")
@@ -73,7 +81,8 @@ def _add_inputs(group: Any) -> None:
     group.add_argument("--on-error", choices=("raise", "skip"), help="what to do with a damaged image (raise)")
 
 
-def _add_training(group: Any) -> None:
+def add_training(group: Any) -> None:
+    """The options that say how a network learns."""
     group.add_argument("--tuning", type=tuning_text, metavar="PARTS", help=f"what learns: {ALLOWED} (head)")
     rates = "one number, or one per group: head=1e-3,lora=3e-4; a number alone is for the other groups (1e-3)"
     group.add_argument("--learning-rate", type=rates_text, metavar="RATES", help=rates)
@@ -86,28 +95,34 @@ def _add_training(group: Any) -> None:
     group.add_argument(
         "--augment", type=_augmentations, metavar="LIST", help="of flip, crop, resized-crop, mixup, cutmix"
     )
+    group.add_argument("--quantise", choices=("int8", "nf4"), help="keep the frozen matrices in few bits (as they are)")
+    hoisting = "compute once per image what training cannot change (when that pays)"
+    group.add_argument("--hoist", action=argparse.BooleanOptionalAction, default=None, help=hoisting)
 
 
 def run(arguments: argparse.Namespace) -> int:
     import transferjax as tj
-    from transferjax.cli._recipe import make_recipe, open_split
+    from transferjax.cli._recipe import make_recipe
 
-    given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
-    given = {name: _absolute(name, value) for name, value in given.items()}
+    given = given_settings(arguments)
     resumed = tj.io.Run.open(arguments.output) if arguments.resume else None
+    if resumed and arguments.sweep:
+        raise tj.TransferError("--sweep cannot go on with --resume: a sweep is kept when it is done. Start a new one.")
     settings = _resumed(resumed, given) if resumed else {**DEFAULTS, **given}
-    if settings["data"] is None:
-        raise tj.DataError("--data is missing. Expected 'sample', 'folder:PATH', or the name of a TFDS data set.")
-    source = open_split(settings, settings["split"])
-    classes = {"class_names": list(source.class_names), "num_classes": _classes(source)}
-    recipe = make_recipe({**settings, **classes}, _first_images(source, settings))
+    settings, source = with_classes(settings)
+    recipe = make_recipe(settings, first_images(source, settings))
     batches = recipe.batches(source, train=True)
+    if batches.skipped:
+        note(f"left out {len(batches.skipped)} damaged images, with the ids {', '.join(map(str, batches.skipped[:8]))}")
+    if arguments.sweep:
+        from transferjax.cli._sweeping import sweep
+
+        show(sweep(recipe, batches, arguments.sweep, arguments.output), arguments.json)
+        return 0
     config = {**recipe.config, "steps": len(batches)}
     tx = recipe.optimizer(len(batches))
     started = recipe.start(tx)  # Before anything is written: selectors and groups that do not fit raise here.
     directory = resumed or tj.io.Run.create(arguments.output, config, recipe.plan)
-    if batches.skipped:
-        note(f"left out {len(batches.skipped)} damaged images, with the ids {', '.join(map(str, batches.skipped[:8]))}")
     try:
         report, trained = _train(recipe, directory, batches, tx, *started, bool(resumed))
     except BaseException:
@@ -116,9 +131,26 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if trained or not (directory.path / "report.md").exists():
         directory.write_report(report)
-        _write_curves(directory)
+        write_curves(directory)
     show(report, arguments.json)
     return 0
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line gives, places as absolute paths."""
+    given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
+    return {name: _absolute(name, value) for name, value in given.items()}
+
+
+def with_classes(settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The settings with the classes of their data, and the training images."""
+    import transferjax as tj
+    from transferjax.cli._recipe import open_split
+
+    if settings["data"] is None:
+        raise tj.DataError("--data is missing. Expected 'sample', 'folder:PATH', or the name of a TFDS data set.")
+    source = open_split(settings, settings["split"])
+    return {**settings, "class_names": list(source.class_names), "num_classes": _classes(source)}, source
 
 
 def _remove_unstarted(directory: Any) -> None:
@@ -132,16 +164,17 @@ def _train(
 ) -> tuple[Any, bool]:
     """The report, and whether a step was taken: none is when a finished run is resumed."""
     import transferjax as tj
+    from transferjax.cli._hoisting import running
     from transferjax.cli._loop import train
     from transferjax.cli._recipe import open_split
 
     begin = time.perf_counter()
     config = recipe.config
+    step = tj.make_step(recipe.objective(), recipe.tuning, tx)
     if resume and directory.latest is not None:
         state, batches_state = directory.restore(state, recipe.base, config["seed"])
         batches.set_state(batches_state)
         note(f"resuming after step {int(state.step)} of {len(batches)}")
-    step = tj.make_step(recipe.objective(), recipe.tuning, tx)
     held_out = recipe.batches(open_split(config, config["validation"]), train=False) if config["validation"] else None
     evaluate = recipe.evaluation()
 
@@ -153,13 +186,16 @@ def _train(
         if end:  # After the line is logged, so that a checkpoint never lacks its lines.
             directory.save(state, recipe.base, ahead.get_state())
 
-    to_do = int(state.step) < len(batches)
+    to_do, facts, residuals = int(state.step) < len(batches), {}, directory.path / "residuals"
     if to_do:
-        state = train(step, state, frozen, batches, progress("finetune"), after)
-    return _report(recipe, directory, state, frozen, time.perf_counter() - begin), to_do
+        how = running(step, state, frozen, batches, wanted=config["hoist"], folder=residuals)
+        facts = how.facts
+        state = train(how.step, state, how.frozen, batches, progress("finetune"), after, through=how.through)
+        shutil.rmtree(residuals, ignore_errors=True)
+    return _report(recipe, directory, state, frozen, time.perf_counter() - begin, facts), to_do
 
 
-def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float) -> Any:
+def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float, hoisted: Any) -> Any:
     import transferjax as tj
 
     last = directory.metrics()[-1]
@@ -176,11 +212,13 @@ def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float
     ]
     facts = {name: recipe.config[name] for name in ("model", "data", "tuning", "epochs", "batch_size", "seed")}
     facts = {**facts, "classes": recipe.config["num_classes"], "run": str(directory.path)}
+    facts = {**facts, **recipe.quantisation(), **hoisted}
     title = f"Fine-tuned {recipe.config['model']}"
     return tj.Report(title, ("quantity", "value"), tuple(row for row in rows if row[1] is not None), facts)
 
 
-def _write_curves(directory: Any) -> None:
+def write_curves(directory: Any) -> None:
+    """``curves.png`` of what was logged, if it can be drawn."""
     import transferjax as tj
 
     try:
@@ -224,7 +262,8 @@ def _classes(source: Any) -> int:
     return len(source.class_names) or int(max(source.labels())) + 1
 
 
-def _first_images(source: Any, settings: dict[str, Any]) -> Any:
+def first_images(source: Any, settings: dict[str, Any]) -> Any:
+    """The shape of one image of the data, in a batch of one."""
     import jax
     import numpy as np
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import transferjax as tj
+from transferjax.cli._hoisting import unchanged
 
 
 class Progress(Protocol):
@@ -26,6 +27,7 @@ def train(
     progress: Progress,
     after: Callable[[Any, dict[str, Any], Any], None] | None = None,
     every: int = 10,
+    through: Callable[[Any], Any] = unchanged,
 ) -> Any:
     """Runs all batches and returns the last state.
 
@@ -33,11 +35,12 @@ def train(
       progress: told of loss and accuracy every so many steps, so that the device is seldom waited for.
       after: called after each step with the state, its metrics and the batches (whose state belongs to that step).
       every: in steps.
+      through: what stands between the batches and the step.
     """
     begin, total = int(state.step), len(batches)
     ahead = tj.data.to_device(batches)
     progress.start("training", total)
-    for number, (after_step, metrics) in enumerate(tj.fit(step, state, frozen, ahead), begin + 1):
+    for number, (after_step, metrics) in enumerate(tj.fit(step, state, frozen, through(ahead)), begin + 1):
         state = after_step
         if after is not None:
             after(state, metrics, ahead)

@@ -8,7 +8,7 @@ from typing import Any
 
 import transferjax as tj
 from transferjax.cli._model import adapted, last_layer, load_model, stage_order
-from transferjax.cli._tuning import learning_rates, make_optimizer, make_tuning
+from transferjax.cli._tuning import learning_rates, make_optimizer, make_tuning, parse_tuning
 
 CROP_PADDING = 4
 
@@ -24,6 +24,7 @@ class Recipe:
       base: the fingerprint of its weights before fine-tuning.
       tuning: what learns.
       class_names: of the outputs.
+      quantised: the frozen matrices that are kept in few bits, or ``None``.
     """
 
     config: Mapping[str, Any]
@@ -32,6 +33,7 @@ class Recipe:
     base: str
     tuning: tj.Tuning
     class_names: tuple[str, ...]
+    quantised: Any = None
 
     def start(self, tx: Any) -> tuple[Any, Any]:
         """The first state and the frozen weights."""
@@ -39,13 +41,24 @@ class Recipe:
 
         return tj.init(jax.random.key(self.config["seed"]), self.model, self.tuning, tx)
 
-    def optimizer(self, steps: int) -> Any:
-        """The optax transform for a run of so many steps."""
-        from transferjax.cli._tuning import parse_tuning
-
+    def rates(self) -> dict[str, float]:
+        """The learning rate of every group."""
         groups = [part.kind for part in parse_tuning(self.config["tuning"])]
-        rates = learning_rates(self.config["learning_rate"], groups)
-        return make_optimizer(self.config["optimizer"], rates, steps, self.config["warmup"])
+        return learning_rates(self.config["learning_rate"], groups)
+
+    def optimizer(self, steps: int, rates: Mapping[str, Any] | None = None) -> Any:
+        """The optax transform for a run of so many steps; with these learning rates, where they are given."""
+        return make_optimizer(self.config["optimizer"], rates or self.rates(), steps, self.config["warmup"])
+
+    def quantisation(self) -> dict[str, Any]:
+        """What keeping the frozen matrices in few bits saves and costs; empty where they are kept as they are."""
+        kind = self.config["quantise"]
+        if not kind:
+            return {}
+        table = tj.tuning.quantisation_error(self.model.params, self.quantised, kind)
+        worst = max(table.rows, key=lambda row: row[1])
+        size = f"{kind}: {len(table.rows)} frozen matrices in {table.metadata['ratio']:.1%} of their bytes"
+        return {"quantised": f"{size}; largest relative error {worst[1]:.2g} ({worst[0]})"}
 
     def objective(self) -> Any:
         """Cross-entropy, with the augmentations in front of the preprocessing."""
@@ -106,7 +119,25 @@ def make_recipe(config: Mapping[str, Any], example: Any = None) -> Recipe:
     order = lambda: stage_order(config["model"], model, lambda: _example(model, example))
     head = lambda: last_layer(model, order)
     tuning = make_tuning(config["tuning"], order, lambda: adapted(model, head), head)
-    return Recipe(config, model, plan, base, tuning, tuple(config["class_names"]))
+    chosen = None
+    if config["quantise"]:
+        chosen = frozen_matrices(tuning, model.params)
+        tuning = tj.tuning.quantise(chosen, config["quantise"], tuning)
+    return Recipe(config, model, plan, base, tuning, tuple(config["class_names"]), chosen)
+
+
+def frozen_matrices(tuning: tj.Tuning, params: Any) -> Any:
+    """A selector of the floating-point leaves of two axes and more that a tuning leaves alone."""
+    import jax
+    import jax.numpy as jnp
+
+    frozen = jax.eval_shape(tuning.init, jax.random.key(0), params)[1]
+    chosen = [p for p, x in tj.paths(frozen).items() if x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating)]
+    if not chosen:
+        raise tj.SelectionError(
+            "--quantise: the tuning freezes no matrix. Expected one that does, for example --tuning head+lora:8."
+        )
+    return tj.where(lambda path, leaf: path in chosen, "frozen matrices")
 
 
 def restored(run: Any, example: Any = None) -> tuple[Recipe, Any, Any]:

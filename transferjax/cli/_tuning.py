@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 HEAD = "head/fc/**"
@@ -144,7 +144,7 @@ def _parse_rates(text: str) -> tuple[float | None, dict[str, float]]:
     return overall, named
 
 
-def make_optimizer(name: str, rates: dict[str, float], steps: int, warmup: float) -> Any:
+def make_optimizer(name: str, rates: Mapping[str, Any], steps: int, warmup: float) -> Any:
     """One optax transform per group, each with a warm-up and a cosine."""
     import optax
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transferjax.finetune._frozen import frozen_is_frozen, merge_form
     from transferjax.finetune._grids import grid_search, log_uniform, random_search, successive_halving, uniform
     from transferjax.finetune._hoist import Hoisted, HoistedStep, hoist
+    from transferjax.finetune._hoisted_recipe import hoisted_recipe
     from transferjax.finetune._runs import Runs, start_runs, sweep_steps
     from transferjax.finetune._sweep import Swept, evaluate_runs, sweep
 
@@ -24,6 +25,7 @@ _LAZY = {
     "merge_form": "_frozen",
     **dict.fromkeys(("grid_search", "log_uniform", "random_search", "successive_halving", "uniform"), "_grids"),
     **dict.fromkeys(("Hoisted", "HoistedStep", "hoist"), "_hoist"),
+    "hoisted_recipe": "_hoisted_recipe",
     **dict.fromkeys(("Runs", "start_runs", "sweep_steps"), "_runs"),
     **dict.fromkeys(("Swept", "evaluate_runs", "sweep"), "_sweep"),
 }
@@ -38,7 +40,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Best", "Evaluate", "FinetuneState", "Hoisted", "HoistedStep", "Progress", "Runs", "Stage", "Step", "Swept",
     "compile_ahead", "each_group", "early_stopping", "evaluate_runs", "explain", "fit", "frozen_is_frozen",
-    "grid_search", "hoist", "init", "log_uniform", "lp_ft", "make_eval", "make_step", "merge_form", "migrate",
-    "random_search", "run_stages", "start_runs", "successive_halving", "sweep", "sweep_steps", "training_mode",
-    "unfreeze", "uniform", "validate",
+    "grid_search", "hoist", "hoisted_recipe", "init", "log_uniform", "lp_ft", "make_eval", "make_step", "merge_form",
+    "migrate", "random_search", "run_stages", "start_runs", "successive_halving", "sweep", "sweep_steps",
+    "training_mode", "unfreeze", "uniform", "validate",
 ]  # fmt: skip

@@ -63,12 +63,12 @@ class Hoisted:
         return jax.tree.unflatten(treedef, [leaf if path in needed else Hole() for path, leaf in flat])
 
     def reads(self, state: FinetuneState, frozen: Params) -> Mapping[str, Any]:
-        """Every array besides the batch that the prefix reads, by role and path: what a residual depends on."""
+        """Every array besides the batch that the prefix reads, by role and path; a Hole where it reads none."""
         at = self.prefix.loss.at(self.prefix.loss.count, True)
         trees = {FROZEN: frozen, EXTRA: state.extra, OBJECTIVE: self.step.objective}
         tables = {role: _leaves(role, tree) for role, tree in trees.items()}
         read = [at.inputs[number] for number in at.split.prefix.reads]
-        return {f"{role}/{path}": tables[role][path] for role, path in read if role in tables}
+        return {f"{role}/{path}": tables[role][path] for role, path in read if role in tables} or {"nothing": Hole()}
 
     def report(self) -> Report:
         """What is kept, and the FLOPs of both parts beside those of the step as it was."""

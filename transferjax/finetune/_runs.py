@@ -115,7 +115,8 @@ def start_runs(
     except Exception as error:
         explain_failure(error, lambda hyper: begin(hyper, keys[0])[0], table)
     states = _committed_alike(jax.tree.map(_strong, states), frozen)
-    jitted = jax.jit(partial(_advance_all, build), static_argnums=6, donate_argnums=2)
+    words = np.asarray(jax.random.key_data(keys))
+    jitted = jax.jit(partial(_advance_all, build, bool((words == words[0]).all())), static_argnums=6, donate_argnums=2)
     return Runs(table, hyper, states, frozen, states.step >= 0, held, None, build, jitted)
 
 
@@ -199,18 +200,22 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
 
 
-def _advance_all(build, hyper, held, states, frozen, batch, finite, steady) -> tuple[FinetuneState, Metrics]:
-    """One step of all runs."""
+def _advance_all(build, alike, hyper, held, states, frozen, batch, finite, steady) -> tuple[FinetuneState, Metrics]:
+    """One step of all runs; ``alike``: they began with one key."""
     varying, constant = parted(states.extra, steady)
 
     def one(state, inputs, shared):
-        (hyper, proceed), (constant, held, frozen, batch) = inputs, shared
-        state = dataclasses.replace(state, extra=joined(states.extra, steady, state.extra, constant))
+        (hyper, proceed), (constant, held, frozen, batch, drawn) = inputs, shared
+        own = {"step": state.step, "key": state.key}
+        state = dataclasses.replace(state, extra=joined(states.extra, steady, state.extra, constant), **(drawn or own))
         step = build(hyper, held)
         new, metrics = step._run(step.objective, state, frozen, batch, proceed)
-        return dataclasses.replace(new, extra=parted(new.extra, steady)[0]), metrics
+        after = own["step"] + (new.step - state.step)
+        return dataclasses.replace(new, extra=parted(new.extra, steady)[0], step=after, key=own["key"]), metrics
 
-    shared = ([leaf[0] for leaf in constant], held, frozen, batch)
+    # Runs that still learn are at one step. With one key too, what they draw (dropout, augmentation) is drawn once.
+    drawn = {"step": jnp.max(states.step), "key": states.key[0]} if alike else None
+    shared = ([leaf[0] for leaf in constant], held, frozen, batch, drawn)
     new, metrics = over_runs(one, dataclasses.replace(states, extra=varying), (hyper, finite), shared)
     return dataclasses.replace(new, extra=joined(states.extra, steady, new.extra, constant)), metrics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +19,17 @@ from transferjax.io._replace import absolute
 from transferjax.io._safetensors import parse_json
 from transferjax.surgery import Move, Plan
 from transferjax.tree import Selector, flatten, paths
-from transferjax.tuning import chain, lora, train
+from transferjax.tuning import chain, dora, lora, train
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OUTER = "base_model.model."
 _REFUSED = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "trainable_token_indices"),
+    *("use_qalora", "use_bdlora", "lora_bias", "layer_replication", "trainable_token_indices"),
     *("target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config"),
 )
 """Options that change what an adapter computes."""
-_PART = re.compile(r"^(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?$")
+_PART = re.compile(r"^(?P<module>.+?)\.lora_(embedding_)?(?P<side>[AB]|magnitude_vector)(\.default)?(\.weight)?$")
+_SIDES = {"A": "lora_a", "B": "lora_b", "magnitude_vector": "magnitude"}
 
 
 class Adapter(NamedTuple):
@@ -48,7 +49,7 @@ class Adapter(NamedTuple):
 
 
 def read_peft(path: str | os.PathLike[str], model: Model, plan: Plan) -> Adapter:
-    """A LoRA adapter folder as a tuning of a model.
+    """A LoRA or DoRA adapter folder as a tuning of a model.
 
     Args:
       path: the folder with ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
@@ -82,17 +83,23 @@ def read_peft(path: str | os.PathLike[str], model: Model, plan: Plan) -> Adapter
     config = _config(where)
     weights = _weights(where)
     flat = paths(model.params)
-    parts, whole = _sorted(where, weights, plan, flat)
-    ranks = {path: sides["a"].shape[-1] for path, (_, sides) in parts.items()}
+    weighted = bool(config.get("use_dora"))
+    parts, whole = _sorted(where, weights, plan, flat, weighted)
+    ranks = {path: sides["lora_a"].shape[-1] for path, (_, sides) in parts.items()}
     alphas = {path: _alpha(config, module, ranks[path]) for path, (module, _) in parts.items()}
     stabilised = bool(config.get("use_rslora"))
-    tuning = _tuning(ranks, alphas, stabilised, whole)
+    tuning = _tuning(dora if weighted else lora, ranks, alphas, stabilised, whole)
     trainable, frozen = tuning.init(jax.random.key(0), model.params)
-    values = {f"{path}/lora_{side}": array for path, (_, sides) in parts.items() for side, array in sides.items()}
+    values = {f"{path}/{side}": array for path, (_, sides) in parts.items() for side, array in sides.items()}
     filled = _filled(where, trainable, {**values, **whole}, ("adapter/", "whole/") if whole else ("",))
     rows = [(path, module, ranks[path], alphas[path]) for path, (module, _) in parts.items()]
     rows += [(path, "trained whole", None, None) for path in whole]
-    facts = {"folder": where, "base": config.get("base_model_name_or_path"), "rank stabilised": stabilised}
+    facts = {
+        "folder": where,
+        "base": config.get("base_model_name_or_path"),
+        "rank stabilised": stabilised,
+        "DoRA": weighted,
+    }
     report = Report("PEFT adapter", ("path", "module", "rank", "alpha"), tuple(rows), facts)
     return Adapter(tuning, filled, frozen, report)
 
@@ -143,8 +150,8 @@ def _weights(where: str) -> dict[str, np.ndarray]:
     raise CheckpointError(f"'{where}' has {CONFIG} but no {WEIGHTS}. Expected both: copy the whole folder.")
 
 
-def _sorted(where: str, weights: Mapping[str, np.ndarray], plan: Plan, flat: Mapping[str, Any]):
-    """``{path: (module, {"a": array, "b": array})}`` of the adapters, and ``{path: array}`` of whole leaves."""
+def _sorted(where: str, weights: Mapping[str, np.ndarray], plan: Plan, flat: Mapping[str, Any], weighted: bool):
+    """``{path: (module, {"lora_a": array, ...})}`` of the adapters, and ``{path: array}`` of whole leaves."""
     by_source = {move.source: move for move in plan.moves if isinstance(move.source, str) and move.target in flat}
     parts: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
     whole: dict[str, np.ndarray] = {}
@@ -159,11 +166,15 @@ def _sorted(where: str, weights: Mapping[str, np.ndarray], plan: Plan, flat: Map
             continue
         move = _find(where, f"{match['module']}.weight", by_source)
         sides = parts.setdefault(move.target, (match["module"], {}))[1]
-        sides[match["side"].lower()] = _flax_side(where, name, array)
+        side = _SIDES[match["side"]]
+        sides[side] = array.reshape(-1) if side == "magnitude" else _flax_side(where, name, array)
+    wanted = {"lora_a", "lora_b", "magnitude"} if weighted else {"lora_a", "lora_b"}
     for module, sides in parts.values():
-        if set(sides) != {"a", "b"}:
+        if set(sides) != wanted:
+            also = " and lora_magnitude_vector, as use_dora says" if weighted else ", as use_dora is not set"
             raise CheckpointError(
-                f"'{where}' has only one side of the adapter of '{module}'. Expected lora_A and lora_B."
+                f"'{where}' has {listing(sorted(sides))} as the adapter of '{module}'. Expected lora_A "
+                f"and lora_B{also}."
             )
     if not parts:
         raise CheckpointError(f"'{where}' holds no lora_A and lora_B: it has {listing(sorted(weights), 3)}.")
@@ -202,8 +213,14 @@ def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
     return float(config.get("lora_alpha", rank))
 
 
-def _tuning(ranks: dict[str, int], alphas: dict[str, float], stabilised: bool, whole: Mapping[str, Any]) -> Tuning:
-    adapter = lora(_exactly(ranks), _by_value(ranks), alpha=_by_value(alphas), rank_stabilised=stabilised)
+def _tuning(
+    method: Callable[..., Tuning],
+    ranks: dict[str, int],
+    alphas: dict[str, float],
+    stabilised: bool,
+    whole: Mapping[str, Any],
+) -> Tuning:
+    adapter = method(_exactly(ranks), _by_value(ranks), alpha=_by_value(alphas), rank_stabilised=stabilised)
     return chain(adapter=adapter, whole=train(_exactly(whole))) if whole else adapter
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transferjax._errors import CheckpointError, SelectionError, describe, nearest_hint
+from transferjax._errors import CheckpointError, SelectionError, describe, listing, nearest_hint
 from transferjax._report import Report
 from transferjax._types import is_hole
 from transferjax.io._beside import beside, sync
@@ -22,6 +22,7 @@ from transferjax.tree import flatten
 
 _TRANSPOSED = ("permute", (1, 0))
 _CONVOLUTION = ("permute", (2, 3, 1, 0))
+_SIDES = ("lora_a", "lora_b", "magnitude")
 
 
 def write_peft(
@@ -35,12 +36,12 @@ def write_peft(
     prefix: str = "",
     overwrite: bool = False,
 ) -> Report:
-    """A LoRA adapter as a folder that Hugging Face PEFT loads.
+    """A LoRA or DoRA adapter as a folder that Hugging Face PEFT loads.
 
     Args:
       path: the folder to write; beside and renamed, so that it never holds a half.
-      trainable: of a :func:`transferjax.lora` tuning, alone or as groups of a chain. Leaves that learnt whole are
-        written as ``modules_to_save``.
+      trainable: of a :func:`transferjax.lora` or :func:`transferjax.dora` tuning, alone or as groups of a chain.
+        Leaves that learnt whole are written as ``modules_to_save``.
       plan: the plan by which the model's weights came from torch names.
       alpha: what the tuning was made with, or one per path; ``None``: the rank, as there.
       rank_stabilised: what the tuning was made with.
@@ -52,8 +53,8 @@ def write_peft(
       A ``Report``: path, module, rank and alpha of each adapter.
 
     Raises:
-      CheckpointError: there is no adapter, a leaf has no torch name in the plan, an adapted leaf is no matrix or
-        convolution there, or the system refuses to write.
+      CheckpointError: there is no adapter, LoRA and DoRA are mixed, a leaf has no torch name in the plan, an adapted
+        leaf is no matrix or convolution there, or the system refuses to write.
 
     >>> import tempfile, numpy as np, jax, transferjax as tj
     >>> from transferjax import surgery
@@ -70,8 +71,9 @@ def write_peft(
     if not parts:
         raise CheckpointError(
             f"write_peft() found no lora_a and lora_b in {describe(trainable)}. Give it the trainable part of a "
-            "tj.lora tuning."
+            "tj.lora or tj.dora tuning."
         )
+    weighted = _is_weighted(parts)
     found = {target: int(sides["lora_a"].shape[-1]) for target, sides in parts.items()}
     alphas = {target: _given_alpha(alpha, target, rank) for target, rank in found.items()}
     arrays: dict[str, np.ndarray] = {}
@@ -85,7 +87,7 @@ def write_peft(
         arrays[f"{OUTER}{prefix}{source}"] = array
         saved.append(prefix + source.rpartition(".")[0])
     config = _new_config(modules, found, alphas, rank_stabilised, base, sorted(set(saved)))
-    config["fan_in_fan_out"] = _untransposed(moves, parts)
+    config |= {"fan_in_fan_out": _untransposed(moves, parts), "use_dora": weighted}
     _write(where, arrays, config, overwrite)
     rows = [(target, modules[target], found[target], alphas[target]) for target in parts]
     rows += [(target, "trained whole", None, None) for target in whole]
@@ -93,27 +95,28 @@ def write_peft(
 
 
 def _written(trainable: Any, moves: Mapping[str, Move]):
-    """``{target: {"lora_a", "lora_b"}}`` and ``{target: leaf}``, whatever groups the tree has."""
+    """``{target: {"lora_a", ...}}`` and ``{target: leaf}``, whatever groups the tree has."""
     parts: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     whole: dict[str, Any] = {}
     for path, leaf in flatten(trainable)[0]:
         if is_hole(leaf):
             continue
         owner, _, name = path.rpartition("/")
-        target = owner if name in ("lora_a", "lora_b") else path
+        side = name in _SIDES and not {path, path.partition("/")[2]} & moves.keys()
+        target = owner if side else path
         if target not in moves and target.partition("/")[2] in moves:
             target = target.partition("/")[2]
         if target not in moves:
             raise CheckpointError(
                 f"'{path}' has no counterpart in the plan.{nearest_hint(target, list(moves))} "
-                "Expected lora_a, lora_b or whole leaves of the plan's targets."
+                "Expected lora_a, lora_b, magnitude or whole leaves of the plan's targets."
             )
         if moves[target].source is None or not isinstance(moves[target].source, str):
             raise CheckpointError(
                 f"'{target}' comes from no single source leaf in the plan, so it has no torch name. Leave it out of "
                 "trainable, and save it with transferjax.io.save."
             )
-        if name in ("lora_a", "lora_b"):
+        if side:
             parts[target][name] = leaf
         else:
             whole[target] = leaf
@@ -137,11 +140,31 @@ def _given_alpha(alpha: Any, target: str, rank: int) -> float:
     return float(rank if alpha is None else alpha)
 
 
+def _is_weighted(parts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the adapters are DoRA's: all of them, or none."""
+    for target, sides in parts.items():
+        if not {"lora_a", "lora_b"} <= set(sides):
+            raise CheckpointError(
+                f"the adapter of '{target}' has only {listing(sorted(sides))}. Expected lora_a and lora_b: give "
+                "write_peft the trainable part of a tj.lora or tj.dora tuning."
+            )
+    with_magnitude = [target for target, sides in parts.items() if "magnitude" in sides]
+    without = [target for target in parts if target not in with_magnitude]
+    if with_magnitude and without:
+        raise CheckpointError(
+            f"'{with_magnitude[0]}' has a magnitude (DoRA) and '{without[0]}' has none (LoRA); PEFT has one use_dora "
+            "for all. Write them as two folders."
+        )
+    return bool(with_magnitude)
+
+
 def _torch_sides(name: str, move: Move, sides: Mapping[str, Any]) -> dict[str, np.ndarray]:
     a, b = (np.asarray(sides[side], np.float32) for side in ("lora_a", "lora_b"))
     ops = tuple(op for op in move.ops if op[0] != "cast")
+    length = np.asarray(sides.get("magnitude", ()), np.float32).reshape((1, -1, 1, 1) if a.ndim == 4 else -1)
+    magnitude = {f"{name}.lora_magnitude_vector": length} if "magnitude" in sides else {}
     if move.target.rpartition("/")[2] == "embedding":
-        return {f"{name}.lora_embedding_A": a.T, f"{name}.lora_embedding_B": b.T}
+        return {f"{name}.lora_embedding_A": a.T, f"{name}.lora_embedding_B": b.T} | magnitude
     if a.ndim == 4 and ops == (_CONVOLUTION,):
         turned = {"A": a.transpose(3, 2, 0, 1), "B": b.T[:, :, None, None]}
     elif a.ndim == 2 and ops in ((_TRANSPOSED,), ()):
@@ -151,7 +174,7 @@ def _torch_sides(name: str, move: Move, sides: Mapping[str, Any]) -> dict[str, n
             f"the adapter of '{move.target}' has no form in PEFT: the kernel comes from '{move.source}' by "
             f"{move.how}. Expected a plain matrix or a convolution."
         )
-    return {f"{name}.lora_{side}.weight": array for side, array in turned.items()}
+    return {f"{name}.lora_{side}.weight": array for side, array in turned.items()} | magnitude
 
 
 def _torch_leaf(move: Move, leaf: Any, plan: Plan) -> tuple[str, np.ndarray]:
@@ -194,7 +217,6 @@ def _new_config(modules, ranks, alphas, stabilised, base, saved) -> dict[str, An
         "rank_pattern": {modules[t]: r for t, r in ranks.items() if r != rank},
         "alpha_pattern": {modules[t]: number(a) for t, a in alphas.items() if a != alpha},
         "use_rslora": stabilised,
-        "use_dora": False,
     }
 
 

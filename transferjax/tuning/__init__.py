@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any
 from transferjax._types import Tuning
 from transferjax.tuning._core import bias_only, chain, full, last, norm_only, train
 from transferjax.tuning._dora import dora
+from transferjax.tuning._eva import eva
 from transferjax.tuning._extract import extract_lora
 from transferjax.tuning._factorised import olora, pissa
 from transferjax.tuning._ia3 import ia3
+from transferjax.tuning._inputs import Moments, input_moments
 from transferjax.tuning._kernel import all_linear
 from transferjax.tuning._lora import adapter, lora
+from transferjax.tuning._lora_dropout import lora_dropout
 from transferjax.tuning._oft import oft
 from transferjax.tuning._products import hira, loha, lokr, miss
 from transferjax.tuning._sparse import entries, rows, shira
+from transferjax.tuning._stacked import apply_stacked, stack_adapters
 from transferjax.tuning._vera import vera
 
 if TYPE_CHECKING:
@@ -30,7 +34,8 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Tuning", "adapter", "all_linear", "bias_only", "chain", "dora", "entries", "extract_lora", "full", "hira", "ia3",
-    "last", "loha", "lokr", "lora", "miss", "norm_only", "oft", "olora", "pissa", "quantisation_error",
-    "quantise", "rows", "shira", "stages", "train", "vera",
+    "Moments", "Tuning", "adapter", "all_linear", "apply_stacked", "bias_only", "chain", "dora", "entries", "eva",
+    "extract_lora", "full", "hira", "ia3", "input_moments", "last", "loha", "lokr", "lora", "lora_dropout", "miss",
+    "norm_only", "oft", "olora", "pissa", "quantisation_error", "quantise", "rows", "shira", "stack_adapters", "stages",
+    "train", "vera",
 ]  # fmt: skip
