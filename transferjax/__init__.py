@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         surgery,
         testing,
     )
-    from transferjax.finetune import explain, frozen_is_frozen, hoist, sweep
+    from transferjax.finetune import explain, fit_memory, frozen_is_frozen, hoist, sweep
     from transferjax.interop import extend, strip
     from transferjax.tuning import stages
 
@@ -73,6 +73,7 @@ _FUNCTIONS_ON_FIRST_ACCESS = {
     "extend": "interop",
     "strip": "interop",
     "explain": "finetune",
+    "fit_memory": "finetune",
     "frozen_is_frozen": "finetune",
     "hoist": "finetune",
     "stages": "tuning",
@@ -96,8 +97,8 @@ __all__ = [
     "Best", "CheckpointError", "DataError", "FinetuneState", "Hole", "LawError", "Loss", "Model", "NonFiniteError",
     "Objective", "PlanError", "Preprocess", "Report", "SelectionError", "Selector", "TransferError", "Tuning",
     "bias_only", "chain", "cli", "copy", "data", "dora", "early_stopping", "everything", "explain", "extend", "fill",
-    "finetune", "fit", "frozen_is_frozen", "full", "glob", "hoist", "ia3", "init", "interop", "io", "label", "last",
-    "lora", "make_eval", "make_step", "mask", "models", "norm_only", "numerics", "objectives", "optim", "paths",
-    "per_group", "program", "regex", "report", "split", "stages", "strip", "summary", "surgery", "sweep", "testing",
-    "train", "tree", "tuning", "validate", "where",
+    "finetune", "fit", "fit_memory", "frozen_is_frozen", "full", "glob", "hoist", "ia3", "init", "interop", "io",
+    "label", "last", "lora", "make_eval", "make_step", "mask", "models", "norm_only", "numerics", "objectives",
+    "optim", "paths", "per_group", "program", "regex", "report", "split", "stages", "strip", "summary", "surgery",
+    "sweep", "testing", "train", "tree", "tuning", "validate", "where",
 ]  # fmt: skip

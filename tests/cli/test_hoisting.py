@@ -80,3 +80,10 @@ def test_explain_says_what_a_run_would_cost(photos, capsys):
     assert hoisting["title"] == "Hoisting" and quantisation["title"] == "Quantisation to int8"
     assert explain("--no-hoist", "--json") == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["16", "0GiB", "sixteen", "16PiB"])
+def test_a_size_that_is_none_raises(photos, capsys, text):
+    assert explain("--device-memory", text) == (0 if text == "16" else 2)
+    if text != "16":
+        assert f"'{text}' is no size; expected bytes above 0: 16GiB, 500MB" in capsys.readouterr().err

@@ -35,8 +35,8 @@ def test_runs_on_residuals_are_the_runs_on_batches(parts):
     grid = {"lr": [0.01, 0.1, 1.0], "seed": [0, 0, 0]}
     options = {"validation": [batch], "metrics": {"accuracy": tj.objectives.accuracy}}
     plain = tj.sweep(recipe, grid, model, [batch] * 3, **options)
-    apart, unmerged = tj.finetune.hoisted_recipe(recipe, hoisted, model)
-    found = tj.sweep(apart, grid, unmerged, [residual] * 3, **options)
+    apart, for_validation = tj.finetune.hoisted_recipe(recipe, hoisted, model)
+    found = tj.sweep(apart, grid, for_validation, [residual] * 3, **options)
     assert found.hyper == plain.hyper and found.report.columns == plain.report.columns
     for ours, theirs in zip(found.report.rows, plain.report.rows, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
@@ -48,8 +48,8 @@ def test_runs_on_residuals_are_the_runs_on_batches(parts):
 def test_a_step_does_not_read_the_inputs(parts):
     recipe, model, hoisted, _, residual = parts
     assert "inputs" not in residual
-    apart, unmerged = tj.finetune.hoisted_recipe(recipe, hoisted, model)
-    runs = tj.finetune.start_runs(apart, {"lr": [0.1, 0.2], "seed": [0, 0]}, unmerged)
+    apart, for_validation = tj.finetune.hoisted_recipe(recipe, hoisted, model)
+    runs = tj.finetune.start_runs(apart, {"lr": [0.1, 0.2], "seed": [0, 0]}, for_validation)
     [(runs, metrics)] = tj.finetune.sweep_steps(runs, [residual])
     assert np.isfinite(np.asarray(metrics["loss"])).all()
 

@@ -104,3 +104,169 @@ def test_rounded_residuals_are_close_and_bad_types_are_named():
         np.testing.assert_allclose(*losses, rtol=tolerance)
     with pytest.raises(TransferError, match=r"hoist\(\) expects residual_dtype to be one of .*, got 'int3'\."):
         tj.hoist(step, state, frozen, first, residual_dtype="int3")
+
+
+def augmenting(extra_draw=lambda key, x: x, inner=True):
+    """A frozen first layer on inputs that are shifted at random, example by example."""
+
+    def run(params, extra, x, *, key=None, train=False):
+        shift, later = jax.random.split(key)
+        x = x + jax.random.normal(shift, x.shape) if inner else x
+        return extra_draw(later, jnp.tanh(x @ params["stem"])) @ params["head"], extra
+
+    keys = jax.random.split(jax.random.key(3), 2)
+    params = {"stem": jax.random.normal(keys[0], (8, 6)), "head": jax.random.normal(keys[1], (6, 3))}
+    tuning, tx = tj.train("head"), optax.sgd(0.1)
+    model = tj.Model(run, None, params, {})
+    return run, tj.make_step(tj.objectives.cross_entropy(run), tuning, tx), *tj.init(KEY, model, tuning, tx)
+
+
+def by_hand(run, step, state, frozen, batch, copy):
+    """The frozen features of each example by itself, with the key of its id and copy."""
+    params = {"stem": frozen["stem"], "head": jnp.eye(6)}
+    key = lambda one: jax.random.fold_in(jax.random.fold_in(state.key, one), copy)
+    rows = [run(params, {}, x[None], key=key(int(one)))[0][0] for x, one in zip(batch["inputs"], batch["id"])]
+    return np.stack(rows)
+
+
+def test_each_copy_of_an_example_is_a_draw_of_its_own():
+    run, step, state, frozen = augmenting()
+    batch = next(batches())
+    hoisted = tj.hoist(step, state, frozen, batch, copies=3)
+    assert hoisted.copies == 3 and hoisted.bytes_per_example == 4 * 6 + 4 + 4
+    assert hoisted.reasons[-1] == "what is early draws: 3 copies of each example are kept."
+    found = [hoisted.prefix(frozen, {}, step.objective, batch, state.key, epoch)["hoisted_0"] for epoch in range(4)]
+    for copy in range(3):
+        expected = by_hand(run, step, state, frozen, batch, copy)
+        np.testing.assert_allclose(found[copy], expected, rtol=1e-5, atol=1e-6)
+        assert np.abs(expected - found[(copy + 1) % 3]).max() > 0.1
+    np.testing.assert_array_equal(found[3], found[0])
+    other = {name: value[::-1][:3] for name, value in batch.items()}
+    again = hoisted.prefix(frozen, {}, step.objective, other, state.key, np.array([1, 0, 1]))["hoisted_0"]
+    np.testing.assert_allclose(again, np.stack([found[1][3], found[0][2], found[1][1]]), rtol=1e-5, atol=1e-6)
+
+
+def test_copies_with_examples_that_meet_after_the_cut():
+    """For one example nothing shows where examples meet; the cut is that of the batch."""
+    centred = lambda key, x: x - x.mean(0, keepdims=True)
+    _, step, state, frozen = augmenting(centred)
+    batch = next(batches())
+    hoisted = tj.hoist(step, state, frozen, batch, copies=2)
+    residual = hoisted.prefix(frozen, {}, step.objective, batch, state.key, 1)
+    plain, *_ = augmenting()
+    np.testing.assert_allclose(
+        residual["hoisted_0"], by_hand(plain, step, state, frozen, batch, 1), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_without_copies_randomness_is_refused_as_before():
+    _, step, state, frozen = augmenting()
+    hoisted = tj.hoist(step, state, frozen, next(batches()))
+    assert "inputs" in hoisted.cut and hoisted.copies == 1
+    assert any("draws randomness that enters at add" in reason for reason in hoisted.reasons)
+
+
+def test_fit_uses_one_copy_after_the_other():
+    run, step, state, frozen = augmenting()
+    hoisted = tj.hoist(step, state, frozen, next(batches()), copies=2)
+    cache = tj.io.residual_cache(hoisted, state, frozen)
+    expected, head, first = [], np.asarray(state.trainable["head"]), tj.copy(state)
+    for number, batch in enumerate(batches(5)):
+        rows = by_hand(run, step, first, frozen, batch, number // 3 % 2)
+        loss = lambda head, rows=rows, batch=batch: (
+            jnp.sum(batch["weight"] * optax.softmax_cross_entropy_with_integer_labels(rows @ head, batch["labels"]))
+            / jnp.sum(batch["weight"])
+        )
+        value, slope = jax.value_and_grad(loss)(head)
+        expected, head = [*expected, float(value)], head - 0.1 * slope
+    seen = list(batches(5))
+    found = [float(metrics["loss"]) for _, metrics in tj.fit(step, state, frozen, seen, cache=cache)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert len(cache) == 24 and sorted(cache.missing(np.arange(25)).tolist()) == [24]
+    late = [{**batch, "epoch": np.int32(number // 3)} for number, batch in enumerate(seen)][6:]
+    _, _, state, frozen = augmenting()
+    resumed = tj.io.residual_cache(hoisted, state, frozen)
+    resumed.add, rows = (
+        (lambda ids, arrays, add=resumed.add: rows.update(zip(ids.tolist(), arrays["hoisted_0"])) or add(ids, arrays)),
+        {},
+    )
+    list(tj.fit(step, state, frozen, late, cache=resumed))
+    np.testing.assert_array_equal(np.stack(list(rows.values())), cache.read(list(rows))["hoisted_0"])
+    assert len(rows) == 24
+
+
+def test_a_cache_knows_its_key_its_copies_and_its_type(tmp_path):
+    _, step, state, frozen = augmenting()
+    first = next(batches())
+    make = lambda state, **options: tj.io.residual_cache(
+        tj.hoist(step, state, frozen, first, **options), state, frozen, path=tmp_path / "cache"
+    )
+    list(tj.fit(step, tj.copy(state), frozen, batches(2), cache=make(state, copies=2)))
+    assert len(make(state, copies=2)) == 24
+    with pytest.raises(CheckpointError, match="program"):
+        make(state, copies=3)
+    other = tj.FinetuneState(state.step, jax.random.key(9), state.trainable, state.extra, state.opt_state)
+    with pytest.raises(CheckpointError, match="weights"):
+        make(other, copies=2)
+    step, state, frozen = setting()
+    rounded = tj.hoist(step, state, frozen, first, residual_dtype="bfloat16")
+    cache = tj.io.residual_cache(rounded, state, frozen)
+    list(tj.fit(step, state, frozen, batches(1), cache=cache))
+    assert cache.shapes["hoisted_0"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("again", ["one draw", "one key"])
+def test_a_draw_on_both_sides_of_the_cut_is_not_early(again):
+    """The inputs and the outputs are shifted alike, as an image and its mask are flipped alike."""
+
+    def run(params, extra, x, *, key=None, train=False):
+        shift = jax.random.normal(jax.random.split(key)[0], x.shape[:1])
+        other = shift if again == "one draw" else jax.random.normal(jax.random.split(key)[0], x.shape[:1])
+        return jnp.tanh((x + shift[:, None]) @ params["stem"]) @ params["head"] * other[:, None], extra
+
+    _, step, state, frozen = augmenting()
+    step = tj.make_step(tj.objectives.cross_entropy(run), step.tuning, step.tx)
+    batch = next(batches())
+    hoisted = tj.hoist(step, state, frozen, batch, copies=2)
+    assert hoisted.copies == 1 and "inputs" in hoisted.cut
+    assert "draws from a key that is needed before the cut too, so nothing random is early." in hoisted.reasons[0]
+    residual = hoisted.prefix(frozen, {}, step.objective, batch)
+    late = hoisted.step(tj.copy(state), frozen, residual)[1]
+    np.testing.assert_allclose(late["loss"], step(state, frozen, batch)[1]["loss"], rtol=1e-6)
+
+
+def test_draws_after_the_cut_stay_those_of_the_step():
+    thin = lambda key, x: x * jax.random.bernoulli(key, 0.5, x.shape)
+    run, step, state, frozen = augmenting(lambda key, x: x, inner=False)
+    hoisted = tj.hoist(step, state, frozen, next(batches()), copies=2)
+    assert hoisted.copies == 1 and hoisted.reasons[-1] == "what is early draws nothing: one copy serves every epoch."
+
+    def later(params, extra, x, *, key=None, train=False):
+        outputs, extra = run(params, extra, x, key=key)
+        return thin(key, outputs), extra
+
+    step = tj.make_step(tj.objectives.cross_entropy(later), step.tuning, step.tx)
+    batch = next(batches())
+    hoisted = tj.hoist(step, state, frozen, batch, copies=2)
+    late = hoisted.step(tj.copy(state), frozen, hoisted.prefix(frozen, {}, step.objective, batch))[1]
+    np.testing.assert_allclose(late["loss"], step(state, frozen, batch)[1]["loss"], rtol=1e-6)
+
+
+def test_what_copies_need():
+    _, step, state, frozen = augmenting()
+    batch = next(batches())
+    with pytest.raises(TransferError, match=r"expects copies to be a whole number of at least 1, got 0"):
+        tj.hoist(step, state, frozen, batch, copies=0)
+    with pytest.raises(
+        DataError, match=r"hoist\(\) with copies expects batches with 'id', by which each example draws"
+    ):
+        tj.hoist(step, state, frozen, {k: v for k, v in batch.items() if k != "id"}, copies=2)
+    hoisted = tj.hoist(step, state, frozen, batch, copies=2)
+    with pytest.raises(TransferError, match=r"what is early draws randomness\. Expected a key and batches with 'id'"):
+        hoisted.prefix(frozen, {}, step.objective, batch)
+    far = [{**batch, "id": batch["id"] + 2**61}]
+    with pytest.raises(DataError, match=r"ids and 2 copies do not fit into 64 bits. Expected ids below"):
+        list(tj.fit(step, tj.copy(state), frozen, far, cache=tj.io.residual_cache(hoisted, state, frozen)))
+    vague = [batch, {**batch, "id": batch["id"] + 0.5}]
+    with pytest.raises(DataError, match=r"ids are \(4,\) float64; expected integers of shape \[B\], one per example"):
+        list(tj.fit(step, tj.copy(state), frozen, vague, cache=tj.io.residual_cache(hoisted, state, frozen)))

@@ -1,5 +1,6 @@
 """A step on eight simulated devices equals one device, and every step lowers for CUDA and TPU."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,8 @@ import optax
 import pytest
 
 import transferjax as tj
+
+from .networks import QUICK
 
 PROGRAM = """
 import jax
@@ -51,11 +54,69 @@ for accumulate in (1, 2):
 print("same on", jax.device_count())
 """
 
+PARTS = """
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp, numpy as np, optax, transferjax as tj
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-def test_a_step_on_eight_devices_equals_one():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, check=False
-    )
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+whole, data = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+rng = np.random.default_rng(0)
+normal = lambda *shape: rng.normal(size=shape).astype("f")
+params = {"stem": normal(6, 8), "layers": normal(2, 8, 8), "last": normal(8, 8), "head": normal(8, 3)}
+batch = {"inputs": normal(32, 6), "labels": rng.integers(0, 3, 32), "id": np.arange(32), "weight": abs(normal(32))}
+
+def apply(params, extra, inputs, *, key=None, train=False):
+    hidden = jnp.tanh(inputs @ params["stem"])
+    if train is True:
+        hidden = hidden * jax.random.bernoulli(key, 0.5, hidden.shape)
+    hidden = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), hidden, params["layers"])[0]
+    return jnp.tanh(hidden @ params["last"]) @ params["head"], extra
+
+head, axes = tj.train("head"), {"layers": "lio"}
+few = {
+    "hoist": tj.chain(head=head, last=tj.train("last")),
+    "lift": tj.chain(head=head, lora=tj.lora("last", 2)),
+    "int8": tj.tuning.quantise("{stem,layers}", "int8", tj.chain(head=head, lora=tj.lora("layers", 2, axes=axes))),
+    "nf4": tj.tuning.quantise("{stem,last}", "nf4", tj.chain(head=head, dora=tj.dora("last", 2))),
+}
+
+def run(tuning, place, sharding, copies):
+    tx = optax.adamw(0.1)
+    model = tj.Model(apply, None, place(params), {})
+    state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
+    step = tj.make_step(tj.objectives.cross_entropy(apply), tuning, tx, train=copies is not None)
+    own = batch if sharding is None else jax.device_put(batch, sharding)
+    hoisted = tj.hoist(step, state, frozen, batch, copies=copies)
+    draws = () if copies is None else (state.key, 1)
+    residual = hoisted.prefix(frozen, state.extra, step.objective, own, *draws)
+    assert any(name.startswith("hoisted_") for name in residual)
+    other, parts = hoisted.step(tj.copy(state), hoisted.keep(frozen), residual)
+    state, metrics = step(state, frozen, own)
+    if sharding is not None:
+        assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves((residual, state.trainable)))
+    return tj.paths({"whole": (state.trainable, metrics), "parts": (other.trainable, parts), "residual": residual})
+
+for name, tuning in few.items():
+    copies = 2 if name == "hoist" else None
+    one = run(tuning, lambda t: jax.tree.map(jnp.asarray, t), None, copies)
+    eight = run(tuning, lambda t: jax.device_put(t, whole), data, copies)
+    for path, leaf in one.items():
+        np.testing.assert_allclose(np.asarray(eight[path]), np.asarray(leaf), rtol=1e-5, atol=1e-5, err_msg=path)
+        if copies is None and path.startswith("parts/"):
+            twin = one[path.replace("parts/", "whole/", 1)]
+            np.testing.assert_allclose(np.asarray(leaf), np.asarray(twin), rtol=1e-5, atol=1e-5, err_msg=path)
+print("same on", jax.device_count())
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, PARTS], ids=["a step", "hoisted, lifted and quantised steps"])
+def test_eight_devices_equal_one(program):
+    flags = {"XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in QUICK.items())}
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | flags)
     assert done.stdout.strip() == "same on 8", done.stderr[-2000:]
 
 

@@ -62,6 +62,33 @@ def test_every_tuning(name, dict_model, batch):
     same_as_alone(recipe_of(dict_model, TUNINGS[name]()), dict_model, batch)
 
 
+def test_a_padded_rank(dict_model, batch):
+    """Each run against one of `make_step` whose shapes are those of its own rank."""
+    objective = tj.objectives.cross_entropy(dict_model.apply)
+    grid = {"lr": [3e-2, 1e-2, 3e-2], "decay": [0.1, 0.0, 0.1], "rank": [2, 4, 1], "seed": [4, 5, 6]}
+    tx = lambda hyper: optax.chain(
+        optax.clip_by_global_norm(0.1), optax.adamw(hyper["lr"], weight_decay=hyper["decay"])
+    )
+    lora = lambda rank, **options: tj.lora("{stem/kernel,blocks/*/kernel}", rank, alpha=3.0, **options)
+    recipe = lambda hyper: (objective, lora(hyper["rank"], max_rank=4), tx(hyper))
+    for runs, metrics in sweep_steps(start_runs(recipe, grid, dict_model), [batch] * 3):
+        pass
+    assert runs.jitted._cache_size() == 1
+    for number in range(3):
+        hyper = {name: values[number] for name, values in grid.items()}
+        state, frozen = tj.init(jax.random.key(hyper["seed"]), dict_model, lora(hyper["rank"]), tx(hyper))
+        for state, expected in tj.fit(
+            tj.make_step(objective, lora(hyper["rank"]), tx(hyper)), state, frozen, [batch] * 3
+        ):
+            pass
+        np.testing.assert_allclose(metrics["loss"][number], expected["loss"], rtol=1e-5)
+        mine = tj.paths(run_of(runs, number).trainable)
+        for path, leaf in tj.paths(state.trainable).items():
+            own = mine[path][tuple(map(slice, leaf.shape))]
+            np.testing.assert_allclose(own, leaf, rtol=1e-4, atol=2e-6, err_msg=path)
+            assert np.count_nonzero(mine[path]) == np.count_nonzero(own), "nothing grows beyond the rank"
+
+
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
 def test_every_framework(framework, batch, request):
     model = request.getfixturevalue(f"{framework}_model")

@@ -88,6 +88,11 @@ PASSES = {
         lambda w, x: lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w, reverse=True)[0],
         Stacked(LowRank(jax.vmap(quantise_nf4)(normal(3, 6, 6)), stack.leaf.a, stack.leaf.b)), x,
     ),
+    "scan over layers quantised together, int8": (run_over, quantise_int8(normal(3, 6, 6)), x),
+    "scan over layers quantised together, int8 with a scale per layer": (
+        run_over, quantise_int8(normal(3, 6, 6), (0, 2)), x
+    ),
+    "scan over layers quantised together, nf4": (run_over, quantise_nf4(normal(2, 128, 128)), normal(3, 128)),
     "scan over a cast stack": (lambda w, x: run_over(w.astype(jnp.float16).astype(jnp.float32), x), stack, x),
     "scan with constant weights": (
         lambda w, x: lax.scan(lambda h, x: (jnp.tanh(h @ w + x), h), x[0], x)[1], square, normal(4, 3, 6)
@@ -180,6 +185,7 @@ REFUSED = [
      "it changes from one iteration to the next"),
     (lambda w, x: lax.scan(lambda h, w: (h + w, None), x[0], w)[0], square, x, "scan",
      "its first axis is run over, and it is no stack of layers"),
+    (run_over, quantise_nf4(normal(3, 6, 6)), x, "scan", "its first axis is run over, and it is no stack of layers"),
 ]  # fmt: skip
 
 

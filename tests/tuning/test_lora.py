@@ -174,3 +174,46 @@ def test_axes_that_do_not_fit_raise(letters):
 def test_axes_of_a_leaf_that_is_not_there_raise():
     with pytest.raises(tj.SelectionError, match=r"'heda/\*\*' matched none"):
         init(tj.lora("mlp/*", 1, axes={"mlp/*": "lio", "heda/**": "io"}), LAYERS)
+
+
+AXES = {"layers": "lio", "conv/kernel": "iiio"}
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 3.0}, {"alpha": 3.0, "rank_stabilised": True}])
+def test_a_padded_rank_is_that_rank(options):
+    """Beginning, merged weight and gradients; what lies beyond the rank is zero and stays it."""
+    params = {**PARAMS, "layers": jnp.ones((2, 6, 5))}
+    padded = jax.jit(lambda rank: init(tj.lora("{layers,conv/*}", rank, max_rank=4, axes=AXES, **options), params)[0])
+    tuning = lambda rank: tj.lora("{layers,conv/*}", rank, max_rank=4, axes=AXES, **options)
+    alone = tj.lora("{layers,conv/*}", 2, axes=AXES, **options)
+    small, frozen = init(alone, params)
+    large = padded(2)
+    first = lambda tree: jax.tree.map(lambda x, like: x[tuple(map(slice, like.shape))], tree, small)
+    jax.tree.map(np.testing.assert_array_equal, first(large), small)
+    jax.tree.map(np.testing.assert_array_equal, init(tuning(2), params)[0], large)
+    moved = jax.tree.map(lambda x: x + 0.1, small)
+    pad = lambda x, like: jnp.zeros(like.shape).at[tuple(map(slice, x.shape))].set(x)
+    beyond = jax.tree.map(pad, moved, large)
+
+    def square(tuning):
+        return lambda trainable: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(tuning.merge(trainable, frozen)))
+
+    whole = jax.jit(lambda rank, trainable: jax.value_and_grad(square(tuning(rank)))(trainable))
+    value, gradients = whole(2, beyond)
+    expected, wanted = jax.value_and_grad(square(alone))(moved)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first(gradients), wanted)
+    size = lambda tree: sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(tree))
+    np.testing.assert_allclose(size(gradients), size(first(gradients)), rtol=1e-6)
+    assert all(np.isnan(whole(rank, beyond)[0]) for rank in (0, 5))
+
+
+def test_ranks_that_cannot_be_padded():
+    with pytest.raises(tj.SelectionError, match=r"lora\(\) got rank 5 above max_rank 4. Expected at most max_rank"):
+        tj.lora("fc/kernel", 5, max_rank=4)
+    with pytest.raises(tj.SelectionError, match="expects a whole number of at least 1 as max_rank, got 0"):
+        tj.lora("fc/kernel", 1, max_rank=0)
+    with pytest.raises(tj.SelectionError, match="expects a whole number of at least 1 as rank, got"):
+        tj.lora("fc/kernel", jnp.ones(()), max_rank=4)
+    with pytest.raises(tj.SelectionError, match="got rank 6 for 'fc/kernel'"):
+        init(tj.lora("fc/kernel", 2, max_rank=6))

@@ -11,7 +11,8 @@ from typing import Any
 from transferjax.cli._console import progress
 
 SWEEP_HELP = (
-    "several runs at once, of which the best is kept: lr=1e-4..1e-2:16 (that many, evenly spread in their logarithm), "
+    "several runs at once, of which the best by --validation (else by the last batch) is kept: "
+    "lr=1e-4..1e-2:16 (that many, evenly spread in their logarithm), "
     "lr.GROUP=1e-3,1e-2 for one group; given twice: every combination"
 )
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transferjax.finetune._grids import grid_search, log_uniform, random_search, successive_halving, uniform
     from transferjax.finetune._hoist import Hoisted, HoistedStep, hoist
     from transferjax.finetune._hoisted_recipe import hoisted_recipe
+    from transferjax.finetune._memory import fit_memory
+    from transferjax.finetune._remat import remat_scans
     from transferjax.finetune._runs import Runs, start_runs, sweep_steps
     from transferjax.finetune._sweep import Swept, evaluate_runs, sweep
 
@@ -25,7 +27,9 @@ _LAZY = {
     "merge_form": "_frozen",
     **dict.fromkeys(("grid_search", "log_uniform", "random_search", "successive_halving", "uniform"), "_grids"),
     **dict.fromkeys(("Hoisted", "HoistedStep", "hoist"), "_hoist"),
+    "fit_memory": "_memory",
     "hoisted_recipe": "_hoisted_recipe",
+    "remat_scans": "_remat",
     **dict.fromkeys(("Runs", "start_runs", "sweep_steps"), "_runs"),
     **dict.fromkeys(("Swept", "evaluate_runs", "sweep"), "_sweep"),
 }
@@ -39,8 +43,8 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Best", "Evaluate", "FinetuneState", "Hoisted", "HoistedStep", "Progress", "Runs", "Stage", "Step", "Swept",
-    "compile_ahead", "each_group", "early_stopping", "evaluate_runs", "explain", "fit", "frozen_is_frozen",
-    "grid_search", "hoist", "hoisted_recipe", "init", "log_uniform", "lp_ft", "make_eval", "make_step", "merge_form",
-    "migrate", "random_search", "run_stages", "start_runs", "successive_halving", "sweep", "sweep_steps",
-    "training_mode", "unfreeze", "uniform", "validate",
+    "compile_ahead", "each_group", "early_stopping", "evaluate_runs", "explain", "fit", "fit_memory",
+    "frozen_is_frozen", "grid_search", "hoist", "hoisted_recipe", "init", "log_uniform", "lp_ft", "make_eval",
+    "make_step", "merge_form", "migrate", "random_search", "remat_scans", "run_stages", "start_runs",
+    "successive_halving", "sweep", "sweep_steps", "training_mode", "unfreeze", "uniform", "validate",
 ]  # fmt: skip

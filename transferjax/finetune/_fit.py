@@ -34,7 +34,8 @@ def fit(
 
     With a cache, what training cannot change of the loss (``transferjax.hoist``) is computed once per example id; the
     loss and its gradients stay the same. So a batch must hold the same arrays for the same id in every epoch:
-    augmentation belongs inside the model, where it draws from the key and is not hoisted.
+    augmentation belongs inside the model, where it draws from the key and is not hoisted, or, with the ``copies`` of
+    ``transferjax.hoist``, is kept in several versions.
 
     Args:
       step: from ``make_step``.

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from transferjax._context import current_step, tracing_step
-from transferjax._errors import DataError, TransferError, describe, listing
+from transferjax._context import current_step
+from transferjax._errors import DataError, TransferError, describe, is_whole, listing
 from transferjax._report import Report
 from transferjax._types import Batch, Extra, Hole, Loss, Objective, Params
 from transferjax.finetune._match import check_call, check_state
+from transferjax.finetune._split_loss import At, SplitLoss, arguments_of, leaves_of
 from transferjax.finetune._state import FinetuneState
-from transferjax.finetune._step import Step, loss_of, take, training_mode, weights_of
-from transferjax.program import cost, inline
-from transferjax.program._cut import Part, Split, Stored
-from transferjax.program._hoist import BATCH, CHANGING, EXTRA, FROZEN, KEY, OBJECTIVE, STEP, TRAINABLE, Input, split
+from transferjax.finetune._step import Step, take, training_mode
+from transferjax.program import cost
+from transferjax.program._hoist import BATCH, EXTRA, FROZEN, KEY, OBJECTIVE, STEP, TRAINABLE
 from transferjax.tree import flatten
 
 _DTYPES = ("float32", "bfloat16", "int8")
@@ -32,7 +31,8 @@ class Hoisted:
     """A loss in two parts, of which the first runs once per example.
 
     Attributes:
-      prefix: ``(frozen, extra, objective, batch) -> residual``, a dict of arrays ``[B, ...]``; compiled.
+      prefix: ``(frozen, extra, objective, batch) -> residual``, a dict of arrays ``[B, ...]``; compiled. With copies
+        ``(frozen, extra, objective, batch, state.key, epoch) -> residual``.
       suffix: ``(trainable, frozen, extra, objective, residual, key) -> Loss``, to be traced and differentiated. It
         reads no frozen leaf that only the prefix needs.
       cut: the residual's entries as shapes and types, for the batch that was given.
@@ -46,6 +46,17 @@ class Hoisted:
     cut: Mapping[str, jax.ShapeDtypeStruct]
     reasons: tuple[str, ...]
     step: HoistedStep
+
+    @property
+    def copies(self) -> int:
+        """How many residuals each example has: one, unless its first part draws randomness."""
+        loss = self.prefix.loss
+        return loss.copies if self.prefix.draws(loss.at(loss.count, True)) else 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``hoist`` was given beside the step and its arguments."""
+        return {"residual_dtype": self.prefix.loss.dtype, "copies": self.prefix.loss.copies or None}
 
     def __repr__(self) -> str:
         return f"Hoisted({self.bytes_per_example:,} bytes per example: {', '.join(self.cut)})"
@@ -66,9 +77,12 @@ class Hoisted:
         """Every array besides the batch that the prefix reads, by role and path; a Hole where it reads none."""
         at = self.prefix.loss.at(self.prefix.loss.count, True)
         trees = {FROZEN: frozen, EXTRA: state.extra, OBJECTIVE: self.step.objective}
-        tables = {role: _leaves(role, tree) for role, tree in trees.items()}
+        tables = {role: leaves_of(role, tree) for role, tree in trees.items()}
         read = [at.inputs[number] for number in at.split.prefix.reads]
-        return {f"{role}/{path}": tables[role][path] for role, path in read if role in tables} or {"nothing": Hole()}
+        found = {f"{role}/{path}": tables[role][path] for role, path in read if role in tables}
+        if self.prefix.draws(at):
+            found[KEY] = jax.random.key_data(state.key)
+        return found or {"nothing": Hole()}
 
     def report(self) -> Report:
         """What is kept, and the FLOPs of both parts beside those of the step as it was."""
@@ -88,11 +102,18 @@ class Hoisted:
     def prefix_jaxpr(self) -> Any:
         """The program of the prefix, for the batch that was given; what a cache can be told apart by."""
         loss = self.prefix.loss
-        return jax.make_jaxpr(self.prefix.run)(loss.frozen, loss.state.extra, loss.objective, loss.batch)
+        drawing = (loss.state.key, 0) if self.prefix.draws(loss.at(loss.count, True)) else ()
+        return jax.make_jaxpr(self.prefix.run)(loss.frozen, loss.state.extra, loss.objective, loss.batch, *drawing)
 
 
 def hoist(
-    step: Step, state: FinetuneState, frozen: Params, batch: Batch, *, residual_dtype: Any = "float32"
+    step: Step,
+    state: FinetuneState,
+    frozen: Params,
+    batch: Batch,
+    *,
+    residual_dtype: Any = "float32",
+    copies: int | None = None,
 ) -> Hoisted:
     """Splits the loss of a step at the minimum cut in bytes, into what training cannot change and the rest.
 
@@ -104,6 +125,12 @@ def hoist(
     Loss and gradients are those of the step; for a batch of equal size with the same bits, as far as the compiler
     rounds alike in both programs. ``jax.lax.platform_dependent`` is taken as the branch of the default backend.
 
+    With ``copies``, augmentation and dropout before the cut are early too, and each example keeps that many residuals.
+    Each example draws for itself, from the state's key, its ``id`` and the number of the copy, whatever batch it is in;
+    epoch ``e`` uses copy ``e % copies``. So training sees each example in that many versions, and the random numbers
+    are not those of the step; what is drawn after the cut is, as before. Where one key would serve both sides of the
+    cut (an image and its mask flipped alike), nothing random is early.
+
     Args:
       step: from ``make_step``.
       state: a ``FinetuneState``; only its shapes are used.
@@ -111,15 +138,17 @@ def hoist(
       batch: a batch of at least 2 examples ``[B, ...]``; only its shapes are used. Other batch sizes may follow.
       residual_dtype: ``"float32"`` keeps residuals as they are; ``"bfloat16"``, or ``"int8"`` with one float32 scale
         per row (their last axis), rounds floating-point ones. Entries of the batch itself are never rounded.
+      copies: how many residuals of an example to keep where randomness comes before the cut; ``None``: such
+        randomness moves the cut before it.
 
     Returns:
       A :class:`Hoisted`. Where nothing can be hoisted, its cut is the inputs and ``reasons`` say why.
 
     Raises:
-      TransferError: ``step`` is no ``Step``, or ``residual_dtype`` none of the three; (when a part is called) a leaf
-        is missing or of another shape than here.
-      DataError: the batch is no dict; (when a part is called) an entry is missing or of another shape, or the cut is
-        another at that batch size.
+      TransferError: ``step`` is no ``Step``, ``residual_dtype`` none of the three, or ``copies`` no whole number; (when
+        a part is called) a leaf is missing or of another shape than here, or the prefix draws and has no key.
+      DataError: the batch is no dict, or there are copies and no ``id``; (when a part is called) an entry is missing or
+        of another shape, or the cut is another at that batch size.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda p, extra, x, *, key=None, train=False: (jnp.tanh(x @ p["stem"]) @ p["head"], extra)
@@ -138,19 +167,29 @@ def hoist(
         raise TransferError(f"hoist() expects a Step first, got {describe(step)}: write tj.make_step(...).")
     if residual_dtype not in _DTYPES:
         raise TransferError(f"hoist() expects residual_dtype to be one of {listing(_DTYPES)}, got {residual_dtype!r}.")
+    if copies is not None and not is_whole(copies):
+        raise TransferError(f"hoist() expects copies to be a whole number of at least 1, got {copies!r}.")
     check_call(state, frozen, batch)
+    if copies is not None and "id" not in batch:
+        raise DataError("hoist() with copies expects batches with 'id', by which each example draws: integers [B].")
     state, frozen, batch, objective = jax.tree.map(_abstract, (state, frozen, dict(batch), step.objective))
     train = training_mode(step.tuning, state.trainable, frozen) if step.train is None else step.train
     sizes = Counter(leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape)
     count = sizes.most_common(1)[0][0] if sizes else 1
-    loss = _Split(step, state, frozen, batch, objective, count, train, jax.default_backend(), residual_dtype)
+    loss = SplitLoss(
+        step, state, frozen, batch, objective, count, train, jax.default_backend(), residual_dtype, copies or 0
+    )
     found = loss.at(count, True)
     suffix = Suffix(loss)
     entries = {name: kind for one in found.split.stored for name, kind in loss.entries(one, count).items()}
     held = ", ".join(f"{name} {describe(kind)}" for name, kind in entries.items()) or "nothing"
     per_example = sum(kind.size * kind.dtype.itemsize for kind in entries.values()) // count
     reasons = (*found.split.reasons, f"the residual holds {per_example:,} bytes per example: {held}.")
-    return Hoisted(Prefix(loss), suffix, entries, reasons, HoistedStep(step, suffix))
+    prefix = Prefix(loss)
+    if copies is not None:
+        kept = f"{copies} copies of each example are kept" if prefix.draws(found) else "one copy serves every epoch"
+        reasons = (*reasons, f"what is early {'draws' if prefix.draws(found) else 'draws nothing'}: {kept}.")
+    return Hoisted(prefix, suffix, entries, reasons, HoistedStep(step, suffix))
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -158,176 +197,62 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf), weak_type=weak)
 
 
-class _At(NamedTuple):
-    """The loss for one batch size."""
-
-    split: Split
-    inputs: tuple[Input, ...]
-    outputs: Any  # the treedef of the Loss
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class _Split:
-    """The loss of a step as a program, split for each batch size that comes."""
-
-    step: Step
-    state: Any
-    frozen: Any
-    batch: Any
-    objective: Any
-    count: int
-    train: Any
-    platform: str
-    dtype: str
-    known: dict[tuple[int, bool], _At] = dataclasses.field(default_factory=dict)
-
-    def at(self, count: int, stepped: bool) -> _At:
-        """The split for ``count`` examples, in a step whose number is known or outside of one."""
-        if (count, stepped) not in self.known:
-            self.known[count, stepped] = found = self._made(count, stepped)
-            self._check(found, self.known[self.count, True] if self.known.keys() >= {(self.count, True)} else found)
-        return self.known[count, stepped]
-
-    def _made(self, count: int, stepped: bool) -> _At:
-        grow = lambda x: x.update(shape=(count, *x.shape[1:])) if x.shape and x.shape[0] == self.count else x
-        s, batch = self.state, jax.tree.map(grow, self.batch)
-        number = jax.ShapeDtypeStruct(jnp.shape(s.step), s.step.dtype)
-        trees = (s.trainable, self.frozen, s.extra, self.objective, batch, s.key, number)
-
-        def run(trainable, frozen, extra, objective, batch, key, number):
-            with tracing_step(number) if stepped else contextlib.nullcontext():
-                result = loss_of(self.step.tuning, objective, trainable, frozen, extra, batch, key, self.train)
-            if result.weight is None and "weight" not in batch:
-                return result
-            return result._replace(weight=weights_of(result, batch))
-
-        jaxpr, outputs = jax.make_jaxpr(run, return_shape=True)(*trees)
-        program = inline(jaxpr, platform=self.platform)
-        inputs = [Input(role, path) for role, tree in zip(_ROLES, trees, strict=True) for path in _leaves(role, tree)]
-        inputs = _unchanged_extra(program.jaxpr, inputs, outputs)
-        alone = "a batch of one example does not show where the examples are: hoist with at least 2."
-        found = split(
-            program,
-            inputs,
-            count,
-            size=lambda one: sum(kind.size * kind.dtype.itemsize for kind in self.entries(one, count).values()),
-            platform=self.platform,
-            forbid=alone if self.count == 1 else None,
-        )
-        return _At(found, tuple(inputs), jax.tree.structure(outputs))
-
-    def _check(self, found: _At, first: _At) -> None:
-        form = lambda at: [
-            (name, kind.shape[1:], kind.dtype)
-            for one in at.split.stored
-            for name, kind in self.entries(one, at.split.count).items()
-        ]
-        if form(found) != form(first):
-            raise DataError(
-                f"for a batch of {found.split.count} examples the cut is another than for the {self.count} that "
-                f"hoist() was given: {listing([name for name, *_ in form(found)])}. Call hoist() with such a batch."
-            )
-
-    def rounds(self, one: Stored) -> bool:
-        """Whether a value is stored in another type than its own."""
-        own = one.name.startswith("hoisted_") and jnp.issubdtype(one.dtype, jnp.floating)
-        narrow = self.dtype == "float32" or one.dtype.itemsize <= 2
-        return own and not narrow and (self.dtype == "bfloat16" or len(one.shape(1)) > 1)
-
-    def entries(self, one: Stored, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The residual's entries for one value."""
-        shape = one.shape(count)
-        if not self.rounds(one):
-            return {one.name: jax.ShapeDtypeStruct(shape, one.dtype)}
-        if self.dtype == "bfloat16":
-            return {one.name: jax.ShapeDtypeStruct(shape, jnp.bfloat16)}
-        scale = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
-        return {one.name: jax.ShapeDtypeStruct(shape, jnp.int8), f"{one.name}_scale": scale}
-
-    def encode(self, one: Stored, value: Any) -> dict[str, Any]:
-        if not self.rounds(one):
-            return {one.name: value}
-        if self.dtype == "bfloat16":
-            return {one.name: value.astype(jnp.bfloat16)}
-        scale = jnp.max(jnp.abs(value), axis=-1).astype(jnp.float32) / 127.0
-        whole = jnp.round(value / jnp.where(scale > 0, scale, 1.0)[..., None]).astype(jnp.int8)
-        return {one.name: whole, f"{one.name}_scale": scale}
-
-    def decode(self, one: Stored, residual: Mapping[str, Any]) -> Any:
-        value = residual[one.name]
-        if self.rounds(one) and self.dtype == "int8":
-            value = value.astype(jnp.float32) * residual[f"{one.name}_scale"][..., None]
-        return value.astype(one.dtype)
-
-
-_ROLES = (TRAINABLE, FROZEN, EXTRA, OBJECTIVE, BATCH, KEY, STEP)
-
-
-def _leaves(role: str, tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by name; an objective's, which nobody named, by number."""
-    if role == OBJECTIVE:
-        return {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
-    return dict(flatten(tree)[0])
-
-
-def _unchanged_extra(jaxpr: Any, inputs: list[Input], outputs: Loss) -> list[Input]:
-    """The inputs, with those leaves of ``extra`` that do not come back as they went in marked as changing."""
-    numbered = jax.tree.unflatten(jax.tree.structure(outputs), jaxpr.outvars)
-    back = dict(flatten(numbered.extra)[0])
-    changes = lambda one, var: one.role == EXTRA and back.get(one.path) is not var
-    return [
-        one._replace(role=CHANGING) if changes(one, var) else one for one, var in zip(inputs, jaxpr.invars, strict=True)
-    ]
-
-
-def _arguments(at: _At, part: Part, name: str, trees: Mapping[str, Any]) -> dict[int, Any]:
-    """The leaves that a part reads, by the number of the input, each of the expected shape and type."""
-    tables = {role: _leaves(role, tree) for role, tree in trees.items()}
-    found = {}
-    for number in part.reads:
-        role, path = at.inputs[number]
-        role = EXTRA if role == CHANGING else role
-        expected = at.split.program.jaxpr.invars[number].aval
-        leaf = tables[role].get(path)
-        error = DataError if role == BATCH else TransferError
-        if leaf is None:
-            raise error(
-                f"the {name} reads '{path}' of {role}, which is not there. Expected {describe(expected)}, as "
-                "hoist() was given it."
-            )
-        if jnp.shape(leaf) != expected.shape or jax.dtypes.result_type(leaf) != expected.dtype:
-            raise error(
-                f"the {name} expects '{path}' of {role} to be {describe(expected)}, got {describe(leaf)}. Call hoist() "
-                "again for other shapes."
-            )
-        found[number] = leaf
-    return found
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
-    """``(frozen, extra, objective, batch) -> residual``: the first part of a hoisted loss."""
+    """``(frozen, extra, objective, batch, key, epoch) -> residual``: the first part of a hoisted loss.
 
-    loss: _Split = dataclasses.field(repr=False)
+    ``key`` and ``epoch`` (a whole number, or one per example) are for what draws; others leave them out.
+    """
+
+    loss: SplitLoss = dataclasses.field(repr=False)
     jitted: Any = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "jitted", jax.jit(self.run))
 
-    def __call__(self, frozen: Params, extra: Extra, objective: Objective, batch: Batch) -> dict[str, Any]:
-        return self.jitted(frozen, extra, objective, dict(batch))
+    def __call__(
+        self, frozen: Params, extra: Extra, objective: Objective, batch: Batch, key: Any = None, epoch: Any = 0
+    ) -> dict[str, Any]:
+        return self.jitted(frozen, extra, objective, dict(batch), key, epoch)
 
-    def run(self, frozen: Params, extra: Extra, objective: Objective, batch: Batch) -> dict[str, Any]:
+    def draws(self, at: At) -> bool:
+        """Whether this part reads the key."""
+        return any(at.inputs[number].role == KEY for number in at.split.prefix.reads)
+
+    def run(
+        self, frozen: Params, extra: Extra, objective: Objective, batch: Batch, key: Any = None, epoch: Any = 0
+    ) -> dict[str, Any]:
         """The same, to be traced."""
         sizes = {path: jnp.shape(leaf) for path, leaf in flatten(self.loss.batch)[0]}
-        counts = [
-            jnp.shape(leaf)[0]
-            for path, leaf in flatten(batch)[0]
-            if jnp.ndim(leaf) and sizes.get(path, ())[:1] == (self.loss.count,)
-        ]
+        flat, treedef = flatten(batch)
+        whole = [jnp.ndim(leaf) > 0 and sizes.get(path, ())[:1] == (self.loss.count,) for path, leaf in flat]
+        counts = [jnp.shape(leaf)[0] for (_, leaf), examples in zip(flat, whole, strict=True) if examples]
         at = self.loss.at(counts[0] if counts else self.loss.count, True)
         trees = {FROZEN: frozen, EXTRA: extra, OBJECTIVE: objective, BATCH: batch}
-        values = at.split.early(_arguments(at, at.split.prefix, "prefix", trees))
+        if not self.draws(at):
+            return self._stored(at, trees)
+        if key is None or "id" not in batch:
+            lacks = DataError if key is not None else TransferError
+            raise lacks(
+                "what is early draws randomness. Expected a key and batches with 'id': "
+                "write hoisted.prefix(frozen, extra, objective, batch, state.key, epoch)."
+            )
+        alone = self.loss.at(1, True)
+        ids = jnp.asarray(batch["id"]).astype(jnp.uint32)
+
+        def one(number, copy, leaves):
+            own = [leaf[None] if examples else leaf for leaf, examples in zip(leaves, whole, strict=True)]
+            drawn = jax.random.fold_in(jax.random.fold_in(key, number), copy)
+            return self._stored(alone, {**trees, BATCH: jax.tree.unflatten(treedef, own), KEY: drawn})
+
+        axes = [0 if examples else None for examples in whole]
+        copy = jnp.broadcast_to(jnp.asarray(epoch) % self.loss.copies, ids.shape)
+        found = jax.vmap(one, (0, 0, axes))(ids, copy, [leaf for _, leaf in flat])
+        shared = {name for stored in at.split.stored if stored.layout is None for name in self.loss.entries(stored, 1)}
+        return {name: value[0] if name in shared else value[:, 0] for name, value in found.items()}
+
+    def _stored(self, at: At, trees: Mapping[str, Any]) -> dict[str, Any]:
+        values = at.split.early(arguments_of(at, at.split.prefix, "prefix", trees))
         return {k: v for one in at.split.stored for k, v in self.loss.encode(one, values[one.name]).items()}
 
 
@@ -335,7 +260,7 @@ class Prefix:
 class Suffix:
     """``(trainable, frozen, extra, objective, residual, key) -> Loss``: the second part of a hoisted loss."""
 
-    loss: _Split = dataclasses.field(repr=False)
+    loss: SplitLoss = dataclasses.field(repr=False)
 
     def __call__(
         self, trainable: Any, frozen: Params, extra: Extra, objective: Objective, residual: Batch, key: Any
@@ -345,7 +270,7 @@ class Suffix:
         counted = [one.name for one in stored if one.layout is not None and one.name in residual]
         at = self.loss.at(jnp.shape(residual[counted[0]])[0] if counted else self.loss.count, number is not None)
         trees = {TRAINABLE: trainable, FROZEN: frozen, EXTRA: extra, OBJECTIVE: objective, KEY: key, STEP: number}
-        arguments = _arguments(at, at.split.suffix, "suffix", trees)
+        arguments = arguments_of(at, at.split.suffix, "suffix", trees)
         for one in at.split.stored:
             for name, kind in self.loss.entries(one, at.split.count).items():
                 if name not in residual or describe(residual[name]) != describe(kind):

@@ -23,7 +23,8 @@ def hoisted_recipe(recipe: Recipe, hoisted: Hoisted, model: Model) -> tuple[Reci
 
     Returns:
       ``(recipe, model)`` for ``sweep`` or ``start_runs``, whose batches come from ``hoisted.prefix`` or a cache of it.
-      States are those of the recipe that was given; validation batches are ordinary ones, as ``model.apply`` merges.
+      States are those of the recipe that was given. The model merges before it is applied, so that validation batches
+      are ordinary ones.
 
     Raises:
       TransferError: ``hoisted`` is not from ``hoist``.
@@ -38,7 +39,8 @@ def hoisted_recipe(recipe: Recipe, hoisted: Hoisted, model: Model) -> tuple[Reci
     >>> hoisted = tj.hoist(tj.make_step(objective, tuning, tx), state, frozen, batch)
     >>> residual = hoisted.prefix(frozen, state.extra, objective, batch)
     >>> grid = {"lr": [0.1, 0.2], "seed": [0, 0]}
-    >>> found = tj.sweep(*hoisted_recipe(recipe, hoisted, model)[:1], grid, model, [residual])
+    >>> apart, for_validation = hoisted_recipe(recipe, hoisted, model)
+    >>> found = tj.sweep(apart, grid, for_validation, [residual])
     >>> found.state.trainable["head"].shape
     (3, 2)
     """

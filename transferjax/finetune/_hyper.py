@@ -131,7 +131,7 @@ def _raise_for_shapes(name: str, attempt: Any, table: Columns, error: Exception)
                 raise SelectionError(
                     f"'{name}' changes shapes: with {name} = {first[name]} '{path}' is {was}, with {name} = {value} "
                     f"it is {now}. Expected runs of equal shapes, as they are one program: make one sweep for each "
-                    f"{name}."
+                    f"{name}, or pad a rank of LoRA: tj.lora(selector, hyper['{name}'], max_rank=...)."
                 ) from error
 
 

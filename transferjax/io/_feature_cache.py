@@ -62,6 +62,7 @@ class FeatureCache:
         if not is_whole(memory_bytes, 0):
             raise CheckpointError(f"memory_bytes is {memory_bytes!r}; expected a whole number of bytes, 0 or more.")
         self.fingerprint = fingerprint
+        self.options: dict[str, Any] = {}  # of what computes the rows
         self.path = None if path is None else pathlib.Path(absolute(path, "FeatureCache", "FeatureCache(path, ...)"))
         self._budget = int(memory_bytes)
         self._shards = None if self.path is None else Shards(self.path, fingerprint)

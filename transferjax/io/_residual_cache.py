@@ -28,7 +28,9 @@ def residual_cache(
       memory_bytes: of rows in memory.
 
     Returns:
-      A :class:`FeatureCache`.
+      A :class:`FeatureCache`, whose ``options`` are those of ``hoist``: ``fit`` hoists with them. With copies it holds
+      one row for each copy of an example. Which one a step uses is the batch's entry ``epoch`` modulo their number, or,
+      where there is none, how often ``fit`` has met the example: give ``epoch`` where a run is to be resumed.
 
     Raises:
       CheckpointError: the folder was filled by other weights, preprocessing or another program, or is no cache.
@@ -48,4 +50,6 @@ def residual_cache(
     weights = hoisted.reads(state, frozen)
     program = str(hoisted.prefix_jaxpr())
     fingerprint = FeatureCache.fingerprint_of(weights, preprocess, program)
-    return FeatureCache(path, fingerprint=fingerprint, memory_bytes=memory_bytes)
+    cache = FeatureCache(path, fingerprint=fingerprint, memory_bytes=memory_bytes)
+    cache.options = hoisted.options
+    return cache

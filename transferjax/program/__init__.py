@@ -6,6 +6,7 @@ from transferjax.program._depends import dependencies, order_of_use
 from transferjax.program._interpret import inline, interpret, rebind
 from transferjax.program._leaves import Lifted, LowRank, Scaled, Stacked, is_lifted
 from transferjax.program._lift import Materialised, lift, materialised
+from transferjax.program._liveness import Memory, predict_memory
 from transferjax.program._quantised import NF4, Int8, Quantised, quantise_int8, quantise_nf4
 from transferjax.program._walk import Body, Site, live
 
@@ -18,6 +19,7 @@ __all__ = [
     "LowRank",
     "Materialised",
     "Measurement",
+    "Memory",
     "Quantised",
     "Scaled",
     "Site",
@@ -32,6 +34,7 @@ __all__ = [
     "materialised",
     "measure",
     "order_of_use",
+    "predict_memory",
     "quantise_int8",
     "quantise_nf4",
     "rebind",

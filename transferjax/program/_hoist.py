@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from transferjax._errors import describe, listing
 from transferjax.program import _compat
@@ -55,6 +58,7 @@ def split(
     size: Callable[[Stored], int],
     platform: str | None = None,
     forbid: str | None = None,
+    random: bool = False,
 ) -> Split:
     """Splits a program at the cheapest place.
 
@@ -70,6 +74,8 @@ def split(
       size: bytes of a stored value.
       platform: of ``jax.lax.platform_dependent`` only this platform's branch is looked at; default: all.
       forbid: a reason to compute nothing early.
+      random: whether what draws from the key may be early too. Where a draw, or two from one key, would be needed both
+        early and late, nothing random is early.
 
     Returns:
       A :class:`Split`; ``reasons`` say in plain sentences why the cut is where it is.
@@ -83,7 +89,7 @@ def split(
     ([('hoisted_0', (8, 2))], 2)
     """
     body = live(program, platform=platform)
-    known = _Analysis(program.jaxpr, inputs, count, platform)
+    known = _Analysis(program.jaxpr, inputs, count, platform, _LATE & ~_ON_KEY if random else _LATE)
     equations = []
     for site in body.sites:
         used = [var for var, keep in zip(site.eqn.outvars, site.outputs, strict=True) if keep]
@@ -108,7 +114,44 @@ def split(
     prefix = part_of(program.jaxpr, eqns, chosen, (), effects=False)
     suffix = part_of(program.jaxpr, eqns, program.jaxpr.outvars, chosen, effects=True)
     reasons = (*(() if work else (_NOTHING,)), *((forbid,) if forbid else known.sentences.values()))
+    if random and (twice := known.drawn(prefix.eqns, eqns) & known.drawn(suffix.eqns, eqns)):
+        again = split(program, inputs, count, size=size, platform=platform, forbid=forbid)
+        draw = next(eqn for eqn in suffix.eqns if known.drawn([eqn], eqns) & twice)
+        why = f"{cause_of(draw)} draws from a key that is needed before the cut too, so nothing random is early."
+        return dataclasses.replace(again, reasons=(why, *again.reasons))
     return Split(program, count, kept, prefix, suffix, reasons)
+
+
+def split_alike(found: Split, program: jex.ClosedJaxpr) -> Split | None:
+    """The same split of the same program for one example, in which nothing shows where the examples are.
+
+    Args:
+      found: of the program for several examples.
+      program: the program for one.
+
+    Returns:
+      A :class:`Split`, or ``None`` where the equations are others.
+
+    >>> import jax, jax.numpy as jnp
+    >>> made = lambda count: jax.make_jaxpr(lambda w, x: jnp.tanh(x @ w).sum())(jnp.ones((5, 2)), jnp.ones((count, 5)))
+    >>> size = lambda stored: math.prod(stored.shape(1))
+    >>> many = split(made(8), [Input(TRAINABLE, "w"), Input(BATCH, "x")], 8, size=size)
+    >>> [one.shape(1) for one in split_alike(many, made(1)).stored]
+    [(1, 5)]
+    """
+    many, one = found.program.jaxpr, program.jaxpr
+    if [eqn.primitive for eqn in many.eqns] != [eqn.primitive for eqn in one.eqns]:
+        return None
+    values = lambda jaxpr: [*jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars)]
+    there = dict(zip(values(many), values(one), strict=True))
+    stored = tuple(Stored(there[s.var], s.name, s.layout and _of_one(s.layout)) for s in found.stored)
+    known = [s.var for s in stored]
+    prefix = part_of(one, one.eqns, known, (), effects=False)
+    return Split(program, 1, stored, prefix, part_of(one, one.eqns, one.outvars, known, effects=True), found.reasons)
+
+
+def _of_one(layout: Layout) -> Layout:
+    return Layout(tuple(tuple(factor for factor in axis if not factor[1]) for axis in layout.dims))
 
 
 def cause_of(eqn: jex.JaxprEqn, note: str = "") -> str:
@@ -121,8 +164,8 @@ class _Analysis:
     """What is known of each value as the equations of a flat program are added in order: on what it depends, where it
     has its examples, and which weights it is made of; and the sentences that explain the cut."""
 
-    def __init__(self, jaxpr: jex.Jaxpr, inputs: Sequence[Input], count: int, platform: str | None):
-        self.follow, self.count, self.inputs = Follow(platform), count, inputs
+    def __init__(self, jaxpr: jex.Jaxpr, inputs: Sequence[Input], count: int, platform: str | None, late: int):
+        self.follow, self.count, self.inputs, self.late = Follow(platform), count, inputs, late
         self.depends: dict[Any, int] = {v: _BITS[one.role] for v, one in zip(jaxpr.invars, inputs, strict=True)}
         self.facts: dict[Any, Fact] = {}
         self.weights: dict[Any, int] = {}  # sets of input numbers as integers
@@ -135,6 +178,7 @@ class _Analysis:
         self.last = ""  # the weight that met the data most recently
         self.sentences: dict[str, str] = {}  # by cause
         self.candidates: dict[str, str] = {}
+        self.numbers: dict[Any, int] = {}  # of what is made of the key alone
 
     def add(self, eqn: jex.JaxprEqn, outputs: Sequence[Any]) -> bool:
         """Takes in one equation; returns whether it may be early, its ``outputs`` being those that are needed."""
@@ -155,7 +199,7 @@ class _Analysis:
             self.meet([var for var in reads if var not in data])
         kept = [fact for var, fact in zip(eqn.outvars, found, strict=True) if var in outputs]
         whole = bool(kept) and all(isinstance(fact, Layout) for fact in kept)
-        return whole and bool(depends & _ON_BATCH) and not depends & _LATE and not _compat.has_effects(eqn)
+        return whole and bool(depends & _ON_BATCH) and not depends & self.late and not _compat.has_effects(eqn)
 
     def named(self, weights: int, roles: Sequence[str]) -> list[str]:
         return [one.path for n, one in enumerate(self.inputs) if weights >> n & 1 and one.role in roles]
@@ -181,13 +225,13 @@ class _Analysis:
             names = self.named(weights, (TRAINABLE,))
             met = f": {listing(names, 3)}" if names else ""
             self.note("trainable", f"what learns first meets the data in {cause_of(eqn)}{where}{met}.")
-        elif new & _ON_KEY:
+        elif new & _ON_KEY & self.late:
             self.note("key", f"dropout or augmentation draws randomness that enters at {cause_of(eqn)}{where}.")
         elif new & _ON_CHANGING:
             names = self.named(weights, (CHANGING,))
             met = f": {listing(names, 3)}" if names else ""
             self.note("changing", f"values that the step changes enter at {cause_of(eqn)}{where}{met}.")
-        elif not depends & _LATE:
+        elif not depends & self.late:
             self.explain_mixing(eqn, depends, found, where)
 
     def explain_mixing(self, eqn: jex.JaxprEqn, depends: int, found: Sequence[Fact], where: str) -> None:
@@ -200,9 +244,28 @@ class _Analysis:
             if depends & _ON_WEIGHTS or (fact in before and not computed_again(eqn)):
                 self.note(fact.cause, text)
 
+    def drawn(self, part: Sequence[jex.JaxprEqn], eqns: Sequence[jex.JaxprEqn]) -> set[Any]:
+        """The keys from which some of the equations draw. Two that are made of one key in the same way are one."""
+        if not self.numbers:
+            table: dict[Any, int] = {}
+            for eqn in eqns:
+                if self.depends[eqn.outvars[0]] == _ON_KEY:
+                    how = (eqn.primitive.name, str(eqn.params), *map(self.number, eqn.invars))
+                    for place, var in enumerate(eqn.outvars):
+                        self.numbers[var] = table.setdefault((place, *how), len(table))
+        draws = [eqn for eqn in part if not all(map(_is_key, eqn.outvars))]
+        return {self.number(var) for eqn in draws for var in eqn.invars if _is_key(var)}
+
+    def number(self, var: Any) -> Any:
+        return str(var.val) if isinstance(var, jex.Literal) else self.numbers.get(var, var)
+
     def note(self, kind: str, text: str) -> None:
         if len(self.sentences) < 6:
             self.sentences.setdefault(kind, text)
+
+
+def _is_key(var: Any) -> bool:
+    return jnp.issubdtype(getattr(var.aval, "dtype", jnp.float32), jax.dtypes.prng_key)
 
 
 class Follow:

@@ -20,6 +20,7 @@ from transferjax._errors import SelectionError
 from transferjax.program._interpret import interpret, rebind
 from transferjax.program._leaves import Stacked, is_lifted
 from transferjax.program._lift_rules import Convolution, Lookup, Product, Refused, push
+from transferjax.program._quantised import Quantised
 
 
 class Materialised(NamedTuple):
@@ -257,6 +258,8 @@ def _scan(run: _Run, eqn: jex.JaxprEqn, values: list[Any]) -> list[Any]:
     carry = [run.dense(value, "scan", "it changes from one iteration to the next") for value in values[first:then]]
     arrays, joins = [], []
     for value in values[then:]:
+        layers = value.leaf.layered() if isinstance(value, _Named) and isinstance(value.leaf, Quantised) else None
+        value = value if layers is None else _Named(Stacked(layers), value.path)
         if isinstance(value, _Named) and not isinstance(value.leaf, Stacked):
             value = run.dense(value, "scan", "its first axis is run over, and it is no stack of layers")
         own, join = value.leaf.split() if isinstance(value, _Named) else ([value], lambda one: one[0])

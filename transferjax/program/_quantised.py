@@ -42,6 +42,14 @@ class Quantised(Lifted):
         """The array, or a ``Scaled`` one whose product costs less."""
         return self.dense()
 
+    def layered(self) -> Any:
+        """The same with a leading axis of layers in every array, for ``Stacked``; ``None`` where it has no such form.
+
+        >>> quantise_int8(jnp.ones((3, 4, 2))).layered().scale.shape
+        (3, 2)
+        """
+        return None
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +84,11 @@ class Int8(Quantised):
 
     def opened(self) -> Scaled:
         return Scaled(self.codes.astype(self.dtype), self.scale.astype(self.dtype), self.axes)
+
+    def layered(self) -> Int8:
+        rest = tuple(axis - 1 for axis in self.axes if axis)
+        scale = self.scale if 0 in self.axes else jnp.broadcast_to(self.scale, (self.shape[0], *self.scale.shape))
+        return Int8(self.codes, scale, rest, self.kind)
 
     def cast(self, dtype: Any) -> Int8:
         return dataclasses.replace(self, kind=jnp.dtype(dtype).name)
@@ -134,6 +147,14 @@ class NF4(Quantised):
         for name, argument in self.steps:
             made = jnp.reshape(made, argument) if name == "reshape" else jnp.transpose(made, argument)
         return made.astype(self.dtype)
+
+    def layered(self) -> NF4 | None:
+        layers, *rest = self.original
+        if self.steps or math.prod(rest) % (BLOCK * GROUP):
+            return None  # a layer ends within a block or a group
+        each = lambda x: x.reshape(layers, -1, *x.shape[1:])
+        parts = {name: each(getattr(self, name)) for name in ("codes", "block_codes", "group_scale")}
+        return dataclasses.replace(self, **parts, original=tuple(rest))
 
     def cast(self, dtype: Any) -> NF4:
         return dataclasses.replace(self, kind=jnp.dtype(dtype).name)

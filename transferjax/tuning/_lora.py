@@ -102,11 +102,12 @@ def _named_arrays(weights: Any, path: str) -> dict[str, Any]:
 
 def lora(
     selector: Selector | str,
-    rank: int | Mapping[str, int],
+    rank: Any,
     *,
     alpha: float | Mapping[str, float] | None = None,
     rank_stabilised: bool = False,
     axes: Mapping[str, str] | None = None,
+    max_rank: int | Mapping[str, int] | None = None,
 ) -> Tuning:
     """Low-rank adaptation: a kernel ``W`` becomes ``W + s * A @ B``, and only ``A`` and ``B`` learn.
 
@@ -119,15 +120,22 @@ def lora(
       axes: ``{glob: letters}`` for other kernels, one letter per axis: ``l`` the layers of a scanned model (first),
         ``i`` inputs, then ``o`` outputs; the first glob that matches a leaf's path counts. For example
         ``{"layers/*/query/kernel": "lioo", "layers/**": "lio"}``.
+      max_rank: shapes are those of this rank, or ``{glob: rank}``, and ``rank`` may be a scalar array, such as a value
+        of a ``sweep``. What lies beyond ``rank`` begins as zeros, is masked and gets zero gradients, so that the
+        result is that of ``rank`` alone for any optimizer that works entry by entry. An array outside of
+        ``[1, max_rank]`` makes the outputs NaN. A file needs the shapes of ``lora(selector, rank)``: the first entries
+        along each axis are they. ``None``: shapes are those of ``rank``, a whole number.
 
     Returns:
-      A ``Tuning``. ``lora_a`` has shape ``[..., in, r]`` (Kaiming-uniform, a = sqrt 5), ``lora_b`` has shape
-      ``[r, out...]`` (zeros), both float32; for a stack of layers both have a leading axis of layers. Merging promotes:
+      A ``Tuning``. ``lora_a`` has shape ``[..., in, r]`` (Kaiming-uniform, a = sqrt 5; the first columns are the same
+      whatever the rank), ``lora_b`` has shape ``[r, out...]`` (zeros), both float32, with ``max_rank`` in place of
+      ``r`` if it is given; for a stack of layers both have a leading axis of layers. Merging promotes:
       a bfloat16 kernel with float32 adapters merges in float32. Its lifted form computes ``x @ W + s * (x @ A) @ B``.
 
     Raises:
-      SelectionError: (at ``init``) a selected leaf is no kernel, or one of which inputs and outputs cannot be told
-        apart; the rank exceeds its dimensions; a mapping has no glob for a leaf or one that decides for none.
+      SelectionError: a rank is no whole number of at least 1, or above ``max_rank``; (at ``init``) a selected leaf is
+        no kernel, or one of which inputs and outputs cannot be told apart; the rank exceeds its dimensions; a mapping
+        has no glob for a leaf or one that decides for none.
 
     Source: Hu et al., "LoRA", 2021; conventions as in Hugging Face PEFT.
 
@@ -137,8 +145,12 @@ def lora(
     {'lora_a': (8, 2), 'lora_b': (2, 4)}
     """
     table = {} if axes is None else {glob: (as_selector(glob), letters) for glob, letters in axes.items()}
-    build = lambda selector, rank, alpha: _lora(selector, rank, alpha, rank_stabilised, tuple(table.values()))
-    tuning = per_pattern("lora", build, selector, {"rank": rank, "alpha": alpha})
+
+    def build(selector, rank, alpha, max_rank):
+        width, scale, mask = _width(rank, alpha, rank_stabilised, max_rank)
+        return _lora(selector, width, scale, mask, tuple(table.values()))
+
+    tuning = per_pattern("lora", build, selector, {"rank": rank, "alpha": alpha, "max_rank": max_rank})
     if not table:
         return tuning
 
@@ -150,11 +162,25 @@ def lora(
     return tuning._replace(init=init)
 
 
-def _lora(selector: Selector, rank: int, alpha: float | None, rank_stabilised: bool, axes: Any) -> Tuning:
-    if not is_whole(rank):
-        raise SelectionError(f"lora() expects a whole number of at least 1 as rank, got {rank!r}.")
-    scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilised else rank)
+def _width(rank: Any, alpha: Any, rank_stabilised: bool, max_rank: Any) -> tuple[Any, Any, Any]:
+    """The rank of the shapes, the factor of the product, and what masks the columns beyond the rank."""
+    array = max_rank is not None and isinstance(rank, jax.Array)
+    known = is_whole(rank) if not array else rank.shape == () and jnp.issubdtype(rank.dtype, jnp.integer)
+    for name, value, fits in (("rank", rank, known), ("max_rank", max_rank, max_rank is None or is_whole(max_rank))):
+        if not fits:
+            raise SelectionError(f"lora() expects a whole number of at least 1 as {name}, got {value!r}.")
+    root = (jnp.sqrt if array else math.sqrt) if rank_stabilised else lambda rank: rank
+    scale = (rank if alpha is None else alpha) / root(rank)
+    if max_rank is None:
+        return rank, scale, lambda a: a
+    if array:
+        scale = jnp.where((rank >= 1) & (rank <= max_rank), scale, jnp.nan)
+    elif rank > max_rank:
+        raise SelectionError(f"lora() got rank {rank} above max_rank {max_rank}. Expected at most max_rank.")
+    return max_rank, scale, lambda a: jnp.where(jnp.arange(max_rank) < rank, a, 0)
 
+
+def _lora(selector: Selector, rank: int, scale: Any, mask: Callable[[Any], Any], axes: Any) -> Tuning:
     def create(key, path, leaf):
         letters = _letters(path, leaf, axes)
         sizes = {
@@ -167,17 +193,20 @@ def _lora(selector: Selector, rank: int, alpha: float | None, rank_stabilised: b
                 "the smaller of its input and output widths."
             )
         bound = 1.0 / math.sqrt(fan_in)
+        drawn = jax.random.uniform(key, (rank, *sizes["l"], *sizes["i"]), jnp.float32, -bound, bound)
         return {
-            "lora_a": jax.random.uniform(key, (*sizes["l"], *sizes["i"], rank), jnp.float32, -bound, bound),
+            "lora_a": mask(jnp.moveaxis(drawn, 0, -1)),
             "lora_b": jnp.zeros((*sizes["l"], rank, *sizes["o"]), jnp.float32),
         }
 
     def lift(weights, leaf):
-        from transferjax.program import LowRank, Stacked
+        from transferjax.program import LowRank, Quantised, Stacked
 
-        a, b = weights["lora_a"], weights["lora_b"]
-        low_rank = LowRank(leaf, a, b, scale)
-        return Stacked(low_rank) if a.ndim + b.ndim - 2 > leaf.ndim else low_rank
+        a, b = mask(weights["lora_a"]), weights["lora_b"]
+        if a.ndim + b.ndim - 2 == leaf.ndim:
+            return LowRank(leaf, a, b, scale)
+        layers = leaf.layered() if isinstance(leaf, Quantised) else leaf
+        return Stacked(LowRank(leaf.dense() if layers is None else layers, a, b, scale))
 
     return adapter(selector, create, lambda weights, leaf: lift(weights, leaf).dense(), lift=lift)
 
