@@ -108,6 +108,7 @@ def _absorb_call(kernel: Kernel, calls: dict[Node, Node], readers: dict[Value, s
             return
         if maker in kernel.members:
             del kernel.inputs[value]
+            readers[value].discard(kernel.root)
         else:
             readers[value] &= {kernel.root}
             _take(kernel, value, maker, readers)

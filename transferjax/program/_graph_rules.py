@@ -225,7 +225,7 @@ def _product(graph: Graph, site: Site, arrays: Sequence[Value], avals: Sequence[
             read.append(value)
         elif ordered(orders[not first]) and len(long(free)) <= 1 and len(long(c)) <= 1:
             read.append(value)
-            name = name if first else SUMMED_ROWS
+            name = name if first or b else SUMMED_ROWS
         else:
             kind = array([shape[axis] for axis in wanted], value.dtype)
             read.append(graph.add("transpose", [value], [kind], tuple(wanted))[0])
