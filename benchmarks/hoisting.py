@@ -73,7 +73,7 @@ def transferjax_side(name, epochs):
     residual = hoisted.prefix(frozen, state.extra, objective, first)
     jax.block_until_ready(hoisted.step(tj.copy(state), hoisted.keep(frozen), residual))
     compiling = time.perf_counter() - begin
-    total = through(hoisted, cache(), state, frozen, objective)
+    total = through(hoisted, cache(), state, frozen)
     stored = cache()
     stored.add(first["id"], {k: v for k, v in residual.items() if k not in ("id", "weight")})
     return {
@@ -87,18 +87,16 @@ def transferjax_side(name, epochs):
     }
 
 
-def through(hoisted, cache, state, frozen, objective):
+def through(hoisted, cache, state, frozen):
     """Seconds of 20 epochs through the cache, everything compiled already."""
     import jax
 
     import transferjax as tj
 
-    state, extra = tj.copy(state), tj.copy(state.extra)
-    drop = lambda residual: {name: value for name, value in residual.items() if name not in ("id", "weight")}
-    compute = lambda batch: drop(hoisted.prefix(frozen, extra, objective, batch))
-    kept = hoisted.keep(frozen)
+    state, kept = tj.copy(state), hoisted.keep(frozen)
     begin = time.perf_counter()
-    for state, metrics in tj.fit(hoisted.step, state, kept, cache.cached(epochs_of(EPOCHS), compute)):
+    residuals = tj.finetune.residuals(hoisted, state, frozen, epochs_of(EPOCHS), cache)
+    for state, metrics in tj.fit(hoisted.step, state, kept, residuals):
         pass
     jax.block_until_ready(metrics)
     return time.perf_counter() - begin

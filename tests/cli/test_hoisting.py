@@ -20,7 +20,7 @@ def report_of(capsys):
 def test_hoisting_is_chosen_where_it_pays_and_changes_nothing(finetune, capsys):
     assert finetune("--json") == 0
     facts = report_of(capsys)["metadata"]
-    assert facts["computed once"].startswith("68 bytes kept for each of 12 examples") and "%" in facts["FLOPs saved"]
+    assert facts["computed once"].startswith("68 bytes kept of each of 12 examples") and "%" in facts["FLOPs saved"]
     assert finetune("--no-hoist", "--json", output="plain") == 0
     assert "computed once" not in report_of(capsys)["metadata"]
     assert losses("run") == pytest.approx(losses("plain"), rel=1e-5)
@@ -65,7 +65,10 @@ def test_a_quantised_base_is_trained_evaluated_and_resumed(finetune, capsys, kin
 
 def test_quantising_where_nothing_is_frozen_raises(finetune, capsys):
     assert finetune("--quantise", "int8", tuning="full") == 1
-    assert "--quantise: the tuning freezes no matrix. Expected one that does" in capsys.readouterr().err
+    assert (
+        "--quantise: the tuning freezes no floating-point matrix, so there is nothing to quantise. Expected one"
+        in capsys.readouterr().err
+    )
 
 
 def explain(*options):

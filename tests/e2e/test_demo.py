@@ -29,7 +29,7 @@ def test_a_frozen_network_with_a_linear_head_beats_chance_at_once(monkeypatch, c
     assert name == "frozen features + linear head" and accuracy > 0.4
     assert trainable == 12_810 and flops > 1e7
     said = report["metadata"]["computed once, frozen features + linear head"]
-    assert said.startswith("5,124 bytes kept for each of 200 examples, in memory; saves ")
+    assert said.startswith("5,124 bytes kept of each of 200 examples, in memory; saves ")
     assert "frozen features + linear head: step 30 of 30, loss" in captured.err
     assert sorted(os.listdir("transferjax-demo")) == ["comparison.png", "predictions.png"]
 

@@ -68,7 +68,7 @@ def test_the_report_counts_both_parts(setting):
     *_, hoisted = setting()
     rows = dict(hoisted.report().rows)
     assert rows["bytes per example"] == 20
-    assert rows["FLOPs of the prefix, once per batch"] == 2 * 4 * 3 * 4
+    assert rows["FLOPs of the prefix, once for these examples"] == 2 * 4 * 3 * 4
     assert 0 < rows["FLOPs of a hoisted step"] <= rows["FLOPs of the step as it was"] - 2 * 4 * 3 * 4
     assert "hoisted_0 (4, 4) float32" in str(hoisted.report())
 

@@ -22,9 +22,9 @@ def arguments():
     return {"w": draw(3, 5, 2)}, draw(3), {"x": draw(4, 6), "stem": draw(6, 5)}
 
 
-@pytest.mark.parametrize("form", ["_one_by_one", "_side_by_side"])
-def test_both_forms_equal_each_run_alone(form, arguments, monkeypatch):
-    monkeypatch.setattr(_over_runs, "_one_by_one", getattr(_over_runs, form))
+@pytest.mark.parametrize("small", [-1, _over_runs.SMALL], ids=["one by one", "side by side"])
+def test_both_forms_equal_each_run_alone(small, arguments, monkeypatch):
+    monkeypatch.setattr(_over_runs, "SMALL", small)
     states, inputs, shared = arguments
     new, outputs = jax.jit(over_runs)(states, inputs, shared)
     for run in range(3):
@@ -37,15 +37,31 @@ def test_both_forms_equal_each_run_alone(form, arguments, monkeypatch):
 over_runs = (lambda inner: lambda states, inputs, shared: inner(function, states, inputs, shared))(over_runs)
 
 
-@pytest.mark.parametrize("form", ["_one_by_one", "_side_by_side"])
-def test_what_runs_share_is_computed_once(form, arguments, monkeypatch):
-    monkeypatch.setattr(_over_runs, "_one_by_one", getattr(_over_runs, form))
+@pytest.mark.parametrize("small", [-1, _over_runs.SMALL], ids=["one by one", "side by side"])
+def test_what_runs_share_is_computed_once(small, arguments, monkeypatch):
+    monkeypatch.setattr(_over_runs, "SMALL", small)
     states, inputs, shared = arguments
     three = cost(jax.jit(over_runs).trace(states, inputs, shared).jaxpr, platform="cpu").contractions
     one = cost(jax.make_jaxpr(function)({"w": states["w"][0]}, inputs[0], shared), platform="cpu").contractions
     stem, head = 2 * 4 * 6 * 5, 2 * 4 * 5 * 2
     mean = one - stem - head  # the same product again, and the mean
     assert three == stem + 3 * (head + mean)
+
+
+def test_the_cpu_runs_small_ones_side_by_side_and_large_ones_or_loops_one_by_one(arguments):
+    fresh = lambda states, inputs, shared: over_runs(states, inputs, shared)  # traces are kept by function
+    traced = lambda *arguments: str(jax.make_jaxpr(fresh)(*arguments))
+    assert "scan" not in traced(*arguments)
+    _, inputs, shared = arguments
+    count = _over_runs.SMALL // (4 * 3 * 5 * 2) + 1
+    large = {"w": jax.ShapeDtypeStruct((3, 5, 2 * count), "float32")}
+    assert "scan" in traced(large, inputs, shared)
+
+    def looping(states, inputs, shared):
+        loop = lambda state, item, shared: (jax.lax.fori_loop(0, item, lambda _, x: x + 1, state), item)
+        return _over_runs.over_runs(loop, states, inputs, shared)
+
+    assert "scan" in str(jax.make_jaxpr(looping)(jnp.zeros(3), jnp.arange(3), shared))
 
 
 def test_cheap_work_on_what_is_shared_stays_with_each_run():

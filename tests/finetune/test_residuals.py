@@ -8,6 +8,7 @@ import pytest
 
 import transferjax as tj
 from transferjax._errors import CheckpointError, DataError, TransferError
+from transferjax.finetune import residuals
 
 KEY = jax.random.key(0)
 
@@ -79,6 +80,28 @@ def test_without_anything_to_keep_the_reason_is_given():
         list(tj.fit(*setting(tuning=tj.full()), batches(), cache=cache))
     with pytest.raises(DataError, match=r"fit\(\) got no batch"):
         list(tj.fit(*setting(), [], cache=cache))
+
+
+def test_residuals_are_what_fit_trains_on_and_say_what_they_need():
+    step, state, frozen = setting()
+    hoisted = tj.hoist(step, state, frozen, next(batches()))
+    through = residuals(hoisted, state, frozen, batches(), tj.io.residual_cache(hoisted, state, frozen))
+    found = [float(m["loss"]) for _, m in tj.fit(hoisted.step, state, hoisted.keep(frozen), through)]
+    step, state, frozen = setting()
+    cache = tj.io.residual_cache(hoisted, state, frozen)
+    assert found == [float(m["loss"]) for _, m in tj.fit(step, state, frozen, batches(), cache=cache)]
+    with pytest.raises(TransferError, match=r"residuals\(\) expects a Hoisted first, got .*: write tj\.hoist"):
+        residuals(step, state, frozen, batches(), cache)
+    with pytest.raises(TransferError, match=r"residuals\(\) expects cache to be a FeatureCache, got dict: write"):
+        residuals(hoisted, state, frozen, batches(), {})
+    with pytest.raises(TransferError, match=r"fit\(\) expects cache to be a FeatureCache, got .*: write tj\.io"):
+        next(tj.fit(step, state, frozen, batches(), cache=[]))
+    step, state, frozen = setting(seed=1)
+    with pytest.raises(CheckpointError, match=r"were computed by another run: its weights differ"):
+        residuals(hoisted, state, frozen, batches(), cache)
+    without = ({k: v for k, v in batch.items() if k != "id"} for batch in batches())
+    with pytest.raises(DataError, match="expected a dict with 'id'"):
+        next(residuals(hoisted, state, frozen, without, tj.io.residual_cache(hoisted, state, frozen)))
 
 
 def test_what_draws_is_not_kept():

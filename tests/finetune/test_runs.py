@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import transferjax as tj
-from transferjax.finetune import start_runs, sweep_steps
+from transferjax.finetune import _over_runs, start_runs, sweep_steps
 from transferjax.program import cost, measure
 
 
@@ -65,8 +65,9 @@ def test_a_run_begins_as_init_begins(model, bits):
     assert runs.frozen["stem"]["kernel"] is frozen["stem"]["kernel"] is model.params["stem"]["kernel"]
 
 
-def test_the_base_is_there_once_and_each_state_is_reused():
+def test_the_base_is_there_once_and_each_state_is_reused(monkeypatch):
     """Arguments: the base, the batch and K states; no second copy of the states, no temporary memory per run."""
+    monkeypatch.setattr(_over_runs, "SMALL", -1)  # as larger networks run
     rng = np.random.default_rng(0)
     params = {name: jnp.asarray(rng.normal(size=(64, 64)).astype(np.float32)) / 8 for name in ("a", "b", "head")}
 

@@ -97,6 +97,7 @@ def test_a_scan_stacks_what_its_gradient_reads_and_remat_inside_does_not():
     assert remat.temporary_bytes < 0.5 * plain.temporary_bytes
 
 
+@pytest.mark.xfail(strict=True, reason="issue 4: temporaries are 6.6 % low here, 5 % allowed (one buffer of fifteen)")
 def test_remat_of_layers_one_after_another_changes_nothing():
     def loss(layer):
         def run(x, ws):
@@ -107,7 +108,7 @@ def test_remat_of_layers_one_after_another_changes_nothing():
         return gradients(run, 1)
 
     ws = [{"up": array(64, 256), "down": array(256, 64)}] * 4
-    plain, remat = (agree(loss(layer), array(256, 64), ws, tolerance=0.1) for layer in (turn, jax.checkpoint(turn)))
+    plain, remat = (agree(loss(layer), array(256, 64), ws) for layer in (turn, jax.checkpoint(turn)))
     assert plain == remat
 
 
@@ -154,6 +155,16 @@ def test_softmax_attention_with_its_transposes(batch):
         return jnp.mean(jnp.tanh(x @ w["head"]))
 
     agree(gradients(attend, 1), array(batch, 32, 64), {n: array(64, 64) for n in (*"qkvo", "head")})
+
+
+@pytest.mark.xfail(strict=True, reason="issue 4: temporaries are 11 % high here, 5 % allowed (one buffer of nine)")
+def test_softmax_attention_whose_results_are_summed():
+    def attend(x, w):
+        q, k, v = ((x @ w[n]).reshape(4, 32, 4, 16) for n in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / 4.0)
+        return jnp.sum(jnp.einsum("bhts,bshd->bthd", weights, v) ** 2)
+
+    agree(gradients(attend, 1), array(4, 32, 64), {n: array(64, 64) for n in "qkv"})
 
 
 def test_convolutions_and_pooling():

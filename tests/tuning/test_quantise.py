@@ -9,7 +9,7 @@ import pytest
 import transferjax as tj
 from transferjax._errors import SelectionError
 from transferjax.program import is_lifted, materialised
-from transferjax.tuning import quantisation_error, quantise
+from transferjax.tuning import frozen_matrices, quantisation_error, quantise
 
 KEY = jax.random.key(0)
 LORA = tj.lora("body/*/kernel", rank=2)
@@ -87,6 +87,17 @@ def test_the_report_says_what_it_costs(params):
     assert report.column("path") == ["body/0/kernel", "body/1/kernel", "head/kernel"]
     assert all(0.01 < error < 0.12 for error in report.column("relative error"))
     assert report.metadata["ratio"] < 0.18
+
+
+def test_frozen_matrices_are_what_a_tuning_leaves_alone(params):
+    tuning = tj.chain(head=tj.train("head/**"), lora=LORA)
+    chosen = frozen_matrices(tuning, params)
+    assert tj.tree.matches(params, chosen) == [p for p, x in tj.paths(params).items() if x.ndim > 1 and "head" not in p]
+    again = quantise(chosen, "int8", tuning)
+    with pytest.raises(SelectionError, match="the tuning freezes no floating-point matrix, so there is nothing to"):
+        frozen_matrices(again, params)
+    with pytest.raises(SelectionError, match=r"frozen_matrices\(\) expects a Tuning first, got"):
+        frozen_matrices("lora", params)
 
 
 def test_bad_kinds_and_leaves_are_named(params):

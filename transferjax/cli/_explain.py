@@ -17,10 +17,10 @@ def add(verbs: Any) -> None:
         "explain",
         run,
         "what a fine-tuning run would cost: FLOPs, bytes, memory",
-        "Takes the options of finetune for what learns from what, and how;\n"
-        "compiles the step, and compares it with the same step with everything\n"
-        "trainable: FLOPs, bytes, memory, parameters. Says what can be computed once per image, and with\n"
-        "--device-memory what makes the run fit. Nothing is trained or written.",
+        "Takes the options of finetune for what learns from what, and how; compiles the step, and\n"
+        "compares it with the same step with everything trainable: FLOPs, bytes, memory, parameters.\n"
+        "Says what can be computed once per image, and with --device-memory what makes the run fit.\n"
+        "Nothing is trained or written.",
         "  transferjax explain --data sample --size 64 --tuning head+lora:8\n"
         "  transferjax explain --data sample --tuning full --batch-size 512 --device-memory 16GiB",
     )

@@ -76,7 +76,7 @@ def running(
     batch = next(iter(batches))
     batches.set_state(here)
     hoisted = tj.hoist(step, state, frozen, batch)
-    if not any(name.startswith("hoisted_") for name in hoisted.cut):
+    if not hoisted.saves:
         if wanted:
             raise tj.TransferError(
                 f"--hoist: nothing of this run can be computed once: {' '.join(hoisted.reasons)} Leave --hoist out."
@@ -88,32 +88,21 @@ def running(
     pays = later <= (1 - SHARE) * before and total <= (DISK if folder else MEMORY)
     if not wanted and not pays:
         return plain
-    return _hoisted(hoisted, step, state, frozen, batches, folder if total > MEMORY else None, later, before)
+    return _hoisted(hoisted, state, frozen, batches, folder if total > MEMORY else None, later, before)
 
 
 def _may_pay(frozen: Any, batches: Any) -> bool:
     return batches.epochs > 1 and jax.process_count() == 1 and bool(jax.tree.leaves(frozen))
 
 
-def _hoisted(
-    hoisted: Any, step: Any, state: Any, frozen: Any, batches: Any, folder: Any, later: float, before: float
-) -> Running:
-    extra = tj.copy(state.extra)  # the state's own are donated
-
-    def compute(batch: Mapping[str, Any]) -> dict[str, Any]:
-        residual = hoisted.prefix(frozen, extra, step.objective, batch)
-        return {name: value for name, value in residual.items() if name not in ("id", "weight")}
-
+def _hoisted(hoisted: Any, state: Any, frozen: Any, batches: Any, folder: Any, flops: float, before: float) -> Running:
     def through(given: Iterable[Any]) -> Iterable[Any]:
-        cache = tj.io.residual_cache(
-            hoisted, dataclasses.replace(state, extra=extra), frozen, path=folder, memory_bytes=2 * MEMORY
-        )
-        return cache.cached(given, compute)
+        cache = tj.io.residual_cache(hoisted, state, frozen, path=folder, memory_bytes=2 * MEMORY)
+        return tj.finetune.residuals(hoisted, state, frozen, given, cache)
 
     place = "in memory" if folder is None else f"in {folder}"
-    kept = f"{hoisted.bytes_per_example:,} bytes kept for each of {len(batches.source):,} examples, {place}"
-    facts = {
-        "computed once": kept,
-        "FLOPs saved": f"{1 - later / before:.0%} of all FLOPs",
-    }
-    return Running(hoisted.step, hoisted.keep(frozen), through, facts, later, hoisted)
+    kept = f"{hoisted.bytes_per_example:,} bytes kept of each of {len(batches.source):,} examples, {place}"
+    saved = 1 - flops / before
+    share = f"{saved:.0%} of all FLOPs" if saved >= 0.005 else f"none in {batches.epochs} epoch(s)"
+    facts = {"computed once": kept, "FLOPs saved": share}
+    return Running(hoisted.step, hoisted.keep(frozen), through, facts, flops, hoisted)

@@ -121,23 +121,16 @@ def make_recipe(config: Mapping[str, Any], example: Any = None) -> Recipe:
     tuning = make_tuning(config["tuning"], order, lambda: adapted(model, head), head)
     chosen = None
     if config["quantise"]:
-        chosen = frozen_matrices(tuning, model.params)
+        chosen = _to_quantise(tuning, model.params)
         tuning = tj.tuning.quantise(chosen, config["quantise"], tuning)
     return Recipe(config, model, plan, base, tuning, tuple(config["class_names"]), chosen)
 
 
-def frozen_matrices(tuning: tj.Tuning, params: Any) -> Any:
-    """A selector of the floating-point leaves of two axes and more that a tuning leaves alone."""
-    import jax
-    import jax.numpy as jnp
-
-    frozen = jax.eval_shape(tuning.init, jax.random.key(0), params)[1]
-    chosen = [p for p, x in tj.paths(frozen).items() if x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating)]
-    if not chosen:
-        raise tj.SelectionError(
-            "--quantise: the tuning freezes no matrix. Expected one that does, for example --tuning head+lora:8."
-        )
-    return tj.where(lambda path, leaf: path in chosen, "frozen matrices")
+def _to_quantise(tuning: tj.Tuning, params: Any) -> Any:
+    try:
+        return tj.tuning.frozen_matrices(tuning, params)
+    except tj.SelectionError as error:
+        raise tj.SelectionError(f"--quantise: {error} On the command line: --tuning head+lora:8.") from error
 
 
 def restored(run: Any, example: Any = None) -> tuple[Recipe, Any, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transferjax.finetune._hoisted_recipe import hoisted_recipe
     from transferjax.finetune._memory import fit_memory
     from transferjax.finetune._remat import remat_scans
+    from transferjax.finetune._residuals import residuals
     from transferjax.finetune._runs import Runs, start_runs, sweep_steps
     from transferjax.finetune._sweep import Swept, evaluate_runs, sweep
 
@@ -30,6 +31,7 @@ _LAZY = {
     "fit_memory": "_memory",
     "hoisted_recipe": "_hoisted_recipe",
     "remat_scans": "_remat",
+    "residuals": "_residuals",
     **dict.fromkeys(("Runs", "start_runs", "sweep_steps"), "_runs"),
     **dict.fromkeys(("Swept", "evaluate_runs", "sweep"), "_sweep"),
 }
@@ -45,6 +47,6 @@ __all__ = [
     "Best", "Evaluate", "FinetuneState", "Hoisted", "HoistedStep", "Progress", "Runs", "Stage", "Step", "Swept",
     "compile_ahead", "each_group", "early_stopping", "evaluate_runs", "explain", "fit", "fit_memory",
     "frozen_is_frozen", "grid_search", "hoist", "hoisted_recipe", "init", "log_uniform", "lp_ft", "make_eval",
-    "make_step", "merge_form", "migrate", "random_search", "remat_scans", "run_stages", "start_runs",
+    "make_step", "merge_form", "migrate", "random_search", "remat_scans", "residuals", "run_stages", "start_runs",
     "successive_halving", "sweep", "sweep_steps", "training_mode", "unfreeze", "uniform", "validate",
 ]  # fmt: skip

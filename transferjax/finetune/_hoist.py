@@ -54,6 +54,11 @@ class Hoisted:
         return loss.copies if self.prefix.draws(loss.at(loss.count, True)) else 1
 
     @property
+    def saves(self) -> bool:
+        """Whether anything is computed in the first part: whether the cut is more than the inputs."""
+        return any(name.startswith("hoisted_") for name in self.cut)
+
+    @property
     def options(self) -> dict[str, Any]:
         """What ``hoist`` was given beside the step and its arguments."""
         return {"residual_dtype": self.prefix.loss.dtype, "copies": self.prefix.loss.copies or None}
@@ -92,7 +97,7 @@ class Hoisted:
         traced = lambda one, batch: one.jitted.trace(step.objective, state, loss.frozen, batch, True)
         rows = [
             ("bytes per example", self.bytes_per_example),
-            ("FLOPs of the prefix, once per batch", flops(self.prefix_jaxpr())),
+            ("FLOPs of the prefix, once for these examples", flops(self.prefix_jaxpr())),
             ("FLOPs of a hoisted step", flops(traced(self.step, dict(self.cut)))),
             ("FLOPs of the step as it was", flops(traced(step, loss.batch))),
         ]

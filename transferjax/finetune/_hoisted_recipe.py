@@ -22,7 +22,7 @@ def hoisted_recipe(recipe: Recipe, hoisted: Hoisted, model: Model) -> tuple[Reci
       model: as for ``sweep``.
 
     Returns:
-      ``(recipe, model)`` for ``sweep`` or ``start_runs``, whose batches come from ``hoisted.prefix`` or a cache of it.
+      ``(recipe, model)`` for ``sweep`` or ``start_runs``, whose batches come from ``residuals`` or ``hoisted.prefix``.
       States are those of the recipe that was given. The model merges before it is applied, so that validation batches
       are ordinary ones.
 

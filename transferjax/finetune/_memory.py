@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transferjax._errors import TransferError, describe
+from transferjax._errors import SelectionError, TransferError, describe
 from transferjax._report import Report
-from transferjax._types import Batch, Params, is_hole
+from transferjax._types import Batch, Params
 from transferjax.finetune._frozen import abstract, trace
 from transferjax.finetune._hoist import hoist
 from transferjax.finetune._match import check_call
@@ -20,8 +20,7 @@ from transferjax.finetune._remat import has_scan, remat_scans
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step
 from transferjax.program import is_lifted, predict_memory
-from transferjax.tree import flatten, where
-from transferjax.tuning import quantise
+from transferjax.tuning import frozen_matrices, quantise
 
 
 def fit_memory(
@@ -191,14 +190,11 @@ def _bfloat16(case: _Case) -> tuple[int, int] | str:
 def _int8(case: _Case) -> tuple[int, int] | str:
     state, step = case.state, case.step
     params = jax.eval_shape(step.tuning.merge, state.trainable, case.frozen)
-    flat, treedef = flatten(params)
-    stays = treedef.flatten_up_to(case.frozen)
-    dense = lambda leaf: not is_hole(leaf) and not is_lifted(leaf) and hasattr(leaf, "dtype")
-    matrix = lambda leaf: dense(leaf) and leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-    chosen = {path for (path, _), leaf in zip(flat, stays, strict=True) if matrix(leaf)}
-    if not chosen:
+    try:
+        chosen = frozen_matrices(step.tuning, params)
+    except SelectionError:
         return "no frozen leaf is a floating-point matrix"
-    tuning = quantise(where(lambda path, leaf: path in chosen, "frozen matrices"), "int8", step.tuning)
+    tuning = quantise(chosen, "int8", step.tuning)
     _, frozen = jax.eval_shape(tuning.init, jax.random.key(0), params)
     return dataclasses.replace(case, step=dataclasses.replace(step, tuning=tuning), frozen=frozen).bytes()
 
@@ -207,7 +203,7 @@ def _hoisting(case: _Case) -> tuple[tuple[int, int], tuple[int, int]] | str:
     """Bytes of the pass that is done once, and of a step on what it leaves."""
     state, objective = case.state, case.step.objective
     hoisted = hoist(case.step, state, case.frozen, case.batch)
-    if not any(name.startswith("hoisted_") for name in hoisted.cut):
+    if not hoisted.saves:
         return hoisted.reasons[0].rstrip(".")
     once = hoisted.prefix.jitted.trace(case.frozen, state.extra, objective, case.batch)
     later = hoisted.step.jitted.trace(objective, state, hoisted.keep(case.frozen), dict(hoisted.cut), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +12,17 @@ import jax.numpy as jnp
 
 from transferjax.program import inline, rebind
 
+SMALL = 1 << 25
+"""Bytes of all that runs compute up to which the CPU runs them side by side: a loop costs more than they do."""
+
 
 def over_runs(function: Callable[..., Any], states: Any, inputs: Any, shared: Any) -> tuple[Any, Any]:
     """``function(state, input, shared) -> (state, output)`` for every run, in one program.
 
-    An accelerator runs all of them side by side. The CPU runs one after another, so that the temporary memory is
-    that of one run; each new state is written over the old one. Either way, what depends on ``shared`` alone is
-    computed once. The function is traced once.
+    An accelerator runs all of them side by side, and so does the CPU where everything that is computed for the runs
+    is small (``SMALL``). A larger one runs one after another there, so that the temporary memory is that of one run;
+    each new state is written over the old one. Either way, what depends on ``shared`` alone is computed once. The
+    function is traced once.
 
     Args:
       function: keeps the shapes and dtypes of the state.
@@ -38,7 +43,34 @@ def over_runs(function: Callable[..., Any], states: Any, inputs: Any, shared: An
     treedef, common = jax.tree.structure(shapes), jax.tree.leaves(shared)
     one_by_one = lambda states, inputs, *common: _one_by_one(jaxpr, treedef, states, inputs, common)
     side_by_side = lambda states, inputs, *common: _side_by_side(jaxpr, treedef, states, inputs, common)
+    count = len(jax.tree.leaves((states, inputs))[0])
+    if count * run_bytes(inline(jaxpr, platform="cpu").jaxpr, len(common)) <= SMALL:
+        return side_by_side(states, inputs, *common)
     return jax.lax.platform_dependent(states, inputs, *common, cpu=one_by_one, default=side_by_side)
+
+
+def run_bytes(jaxpr: jex.Jaxpr, shared: int) -> float:
+    """Bytes of every value that a program makes of more than its last inputs; infinite where it loops.
+
+    >>> import jax, jax.numpy as jnp
+    >>> run_bytes(jax.make_jaxpr(lambda x, shared: x + jnp.sin(shared))(1.0, 0.0).jaxpr, 1)
+    4
+    """
+    own, total = set(jaxpr.invars[: len(jaxpr.invars) - shared]), 0
+    for eqn in jaxpr.eqns:
+        if not any(var in own for var in eqn.invars if not isinstance(var, jex.Literal)):
+            continue
+        own.update(eqn.outvars)
+        bodies = [body.jaxpr for value in eqn.params.values() for body in _bodies(value)]
+        if bodies and eqn.primitive.name in ("scan", "while"):
+            return math.inf
+        total += sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars)
+        total += sum(run_bytes(body, 0) for body in bodies)
+    return total
+
+
+def _bodies(value: Any) -> list[jex.ClosedJaxpr]:
+    return [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, jex.ClosedJaxpr)]
 
 
 def _side_by_side(jaxpr: jex.ClosedJaxpr, treedef: Any, states: Any, inputs: Any, common: Sequence[Any]) -> Any:

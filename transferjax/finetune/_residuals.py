@@ -10,13 +10,70 @@ import numpy as np
 
 from transferjax._errors import DataError, TransferError, describe, listing
 from transferjax._types import Batch, Params
-from transferjax.finetune._hoist import hoist
+from transferjax.finetune._hoist import Hoisted, hoist
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step
 from transferjax.program._hoist import KEY
 from transferjax.tree import copy
 
 _OF_THE_BATCH = ("id", "weight")
+
+
+def residuals(
+    hoisted: Hoisted, state: FinetuneState, frozen: Params, batches: Iterable[Batch], cache: Any
+) -> Iterator[Batch]:
+    """What the first part of a hoisted loss leaves of each batch: computed once per example id, then read.
+
+    ``fit(hoisted.step, state, hoisted.keep(frozen), residuals(...))`` trains on them, and so does ``sweep`` with a
+    ``hoisted_recipe``; ``fit(..., cache=cache)`` does all of it by itself.
+
+    Args:
+      hoisted: from ``hoist``.
+      state: what it was hoisted with; only read, and only now, so that it may be donated afterwards.
+      frozen: the frozen weights, complete.
+      batches: any iterable of batches with ``id``, integers ``[B]``; the same arrays for the same id in every epoch.
+        With copies, the copy of an example is its ``epoch`` in the batch modulo their number, or, where batches have
+        none, how often it has come.
+      cache: from ``transferjax.io.residual_cache``.
+
+    Returns:
+      An iterator of residuals: dicts of arrays ``[B, ...]``, with ``id`` and ``weight`` as the batches have them.
+
+    Raises:
+      TransferError: ``hoisted`` is not from ``hoist``, or ``cache`` is no cache.
+      CheckpointError: the cache belongs to other weights or another program.
+      DataError: (while iterating) a batch has no ``id``, or one that is no integer.
+
+    >>> import jax, jax.numpy as jnp, optax, transferjax as tj
+    >>> apply = lambda p, extra, x, *, key=None, train=False: (jnp.tanh(x @ p["stem"]) @ p["head"], extra)
+    >>> model = tj.Model(apply, None, {"head": jnp.ones((3, 2)), "stem": jnp.ones((8, 3))}, {})
+    >>> tuning, tx = tj.train("head"), optax.sgd(0.1)
+    >>> step = tj.make_step(tj.objectives.cross_entropy(apply), tuning, tx)
+    >>> state, frozen = tj.init(jax.random.key(0), model, tuning, tx)
+    >>> batch = {"inputs": jnp.ones((4, 8)), "labels": jnp.zeros(4, int), "id": jnp.arange(4)}
+    >>> hoisted = tj.hoist(step, state, frozen, batch)
+    >>> cache = tj.io.residual_cache(hoisted, state, frozen)
+    >>> for residual in residuals(hoisted, state, frozen, [batch, batch], cache):
+    ...     state, metrics = hoisted.step(state, hoisted.keep(frozen), residual)
+    >>> len(cache), int(state.step)
+    (4, 2)
+    """
+    if not isinstance(hoisted, Hoisted):
+        raise TransferError(f"residuals() expects a Hoisted first, got {describe(hoisted)}: write tj.hoist(...).")
+    _check_cache(cache, "residuals")
+    cache.check(hoisted.reads(state, frozen), str(hoisted.prefix_jaxpr()))
+    extra, key = copy((state.extra, state.key))  # the state's own are donated
+    objective, copies = hoisted.step.objective, hoisted.copies
+    drop = lambda residual: {name: value for name, value in residual.items() if name not in _OF_THE_BATCH}
+    if copies == 1 and KEY not in hoisted.reads(state, frozen):
+        return cache.cached(batches, lambda batch: drop(hoisted.prefix(frozen, extra, objective, batch)))
+
+    def compute_copies(batch: Batch) -> dict[str, Any]:
+        own = {**batch, "id": batch["id"] // copies}
+        return drop(hoisted.prefix(frozen, extra, objective, own, key, batch["id"] % copies))
+
+    rows = cache.cached(_numbered(batches, copies), compute_copies)
+    return ({**row, "id": row["id"] // copies} for row in rows)
 
 
 def cached(
@@ -29,8 +86,7 @@ def cached(
       state: as for ``fit``; only read.
       frozen: the frozen weights.
       batches: as for ``fit``, with ``id``.
-      cache: a ``transferjax.io.FeatureCache``; its ``options`` are those of ``hoist``. With copies, the copy of an
-        example is its ``epoch`` in the batch modulo their number, or, where batches have none, how often it has come.
+      cache: a ``transferjax.io.FeatureCache``; its ``options`` are those of ``hoist``.
 
     Returns:
       ``(hoisted step, frozen, residuals)``.
@@ -40,11 +96,7 @@ def cached(
       CheckpointError: the cache belongs to other weights or another program.
       DataError: there is no batch, or it has no ``id``.
     """
-    if not hasattr(cache, "cached"):
-        raise TransferError(
-            f"fit() expects cache to be a FeatureCache, got {describe(cache)}: write "
-            "tj.io.residual_cache(hoisted, state, frozen)."
-        )
+    _check_cache(cache, "fit")
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
@@ -57,26 +109,21 @@ def cached(
     options = getattr(cache, "options", {})
     counted = {name: value for name, value in first.items() if name != "epoch" or not options.get("copies")}
     hoisted = hoist(step, state, frozen, counted, **options)
-    if not any(name.startswith("hoisted_") for name in hoisted.cut):
+    if not hoisted.saves:
         raise TransferError(
             f"fit() was given a cache, and nothing of this step can be computed once: {' '.join(hoisted.reasons)} "
             "Call it without a cache."
         )
-    cache.check(hoisted.reads(state, frozen), str(hoisted.prefix_jaxpr()))
-    extra, key = copy((state.extra, state.key))  # the state's own are donated
     batches = itertools.chain([first], batches)
-    drop = lambda residual: {name: value for name, value in residual.items() if name not in _OF_THE_BATCH}
-    if hoisted.copies == 1 and KEY not in hoisted.reads(state, frozen):
-        compute = lambda batch: drop(hoisted.prefix(frozen, extra, step.objective, batch))
-        return hoisted.step, hoisted.keep(frozen), cache.cached(batches, compute)
-    copies = hoisted.copies
+    return hoisted.step, hoisted.keep(frozen), residuals(hoisted, state, frozen, batches, cache)
 
-    def compute_copies(batch: Batch) -> dict[str, Any]:
-        own = {**batch, "id": batch["id"] // copies}
-        return drop(hoisted.prefix(frozen, extra, step.objective, own, key, batch["id"] % copies))
 
-    rows = cache.cached(_numbered(batches, copies), compute_copies)
-    return hoisted.step, hoisted.keep(frozen), ({**row, "id": row["id"] // copies} for row in rows)
+def _check_cache(cache: Any, name: str) -> None:
+    if not hasattr(cache, "cached"):
+        raise TransferError(
+            f"{name}() expects cache to be a FeatureCache, got {describe(cache)}: write "
+            "tj.io.residual_cache(hoisted, state, frozen)."
+        )
 
 
 def _numbered(batches: Iterable[Batch], copies: int) -> Iterator[Batch]:

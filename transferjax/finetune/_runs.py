@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from transferjax._context import tracing_step
-from transferjax._errors import DataError, SelectionError, describe
+from transferjax._errors import DataError, SelectionError
 from transferjax._types import Batch, Model, Params
 from transferjax.finetune._hyper import Columns, Recipe, built, columns, explain_failure, keys_of
 from transferjax.finetune._match import check_batches, check_call
@@ -38,6 +38,7 @@ class Runs:
       finite: bool ``[K]``: which runs still learn; the others keep their last finite state.
       held: the leaves of the objective that do not depend on ``hyper``, once.
       steady: which leaves of ``extra`` no step changes, so that all runs read one copy; ``None`` before the first.
+      known: the structures, shapes and types of the batches that steps have taken.
       build: ``(hyper, held) -> Step`` of one run.
       jitted: ``jitted(hyper, held, states, frozen, batch, finite, steady) -> (states, metrics)``.
     """
@@ -49,6 +50,7 @@ class Runs:
     finite: jax.Array
     held: list[Any]
     steady: tuple[bool, ...] | None
+    known: frozenset[Any] = dataclasses.field(repr=False)
     build: Callable[[Any, list[Any] | None], Step] = dataclasses.field(repr=False)
     jitted: Any = dataclasses.field(repr=False)
 
@@ -117,7 +119,7 @@ def start_runs(
     states = _committed_alike(jax.tree.map(_strong, states), frozen)
     words = np.asarray(jax.random.key_data(keys))
     jitted = jax.jit(partial(_advance_all, build, bool((words == words[0]).all())), static_argnums=6, donate_argnums=2)
-    return Runs(table, hyper, states, frozen, states.step >= 0, held, None, build, jitted)
+    return Runs(table, hyper, states, frozen, states.step >= 0, held, None, frozenset(), build, jitted)
 
 
 def sweep_steps(runs: Runs, batches: Iterable[Batch]) -> Iterator[tuple[Runs, Metrics]]:
@@ -147,23 +149,24 @@ def sweep_steps(runs: Runs, batches: Iterable[Batch]) -> Iterator[tuple[Runs, Me
     [[1.0, 1.0], [1.0, 0.25]]
     """
     check_batches(batches, "sweep")
-    kinds: set[Any] = set()
+    none = True
     for batch in batches:
         check_call(runs.states, runs.frozen, batch)
-        kind = str(jax.tree.map(describe, batch))
+        leaves, treedef = jax.tree.flatten(batch)
+        kind = (treedef, *((jnp.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves))
         try:
-            if kind not in kinds:
+            if kind not in runs.known:
                 runs = dataclasses.replace(runs, steady=_steady(runs, batch))
             arguments = (runs.hyper, runs.held, runs.states, runs.frozen, batch, runs.finite, runs.steady)
             states, metrics = runs.jitted(*arguments)
         except Exception as error:
-            if kind in kinds:
+            if kind in runs.known:
                 raise
             explain_failure(error, partial(_attempt, runs, batch), runs.table)
-        kinds.add(kind)
-        runs = dataclasses.replace(runs, states=states, finite=metrics["finite"])
+        none, known = False, runs.known | {kind}
+        runs = dataclasses.replace(runs, states=states, finite=metrics["finite"], known=known)
         yield runs, metrics
-    if not kinds:
+    if none:
         raise DataError("sweep() got no batch. Expected at least one: check the data set and the number of epochs.")
 
 

@@ -21,10 +21,15 @@ from transferjax.tuning._stacked import apply_stacked, stack_adapters
 from transferjax.tuning._vera import vera
 
 if TYPE_CHECKING:
-    from transferjax.tuning._quantise import quantisation_error, quantise
+    from transferjax.tuning._quantise import frozen_matrices, quantisation_error, quantise
     from transferjax.tuning._stages import stages
 
-_LAZY = {"quantisation_error": "_quantise", "quantise": "_quantise", "stages": "_stages"}
+_LAZY = {
+    "frozen_matrices": "_quantise",
+    "quantisation_error": "_quantise",
+    "quantise": "_quantise",
+    "stages": "_stages",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Moments", "Tuning", "adapter", "all_linear", "apply_stacked", "bias_only", "chain", "dora", "entries", "eva",
-    "extract_lora", "full", "hira", "ia3", "input_moments", "last", "loha", "lokr", "lora", "lora_dropout", "miss",
-    "norm_only", "oft", "olora", "pissa", "quantisation_error", "quantise", "rows", "shira", "stack_adapters", "stages",
-    "train", "vera",
+    "extract_lora", "frozen_matrices", "full", "hira", "ia3", "input_moments", "last", "loha", "lokr", "lora",
+    "lora_dropout", "miss", "norm_only", "oft", "olora", "pissa", "quantisation_error", "quantise", "rows", "shira",
+    "stack_adapters", "stages", "train", "vera",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from transferjax._errors import SelectionError, describe, listing
 from transferjax._report import Report
 from transferjax._types import Params, Tuning, is_hole
 from transferjax.program import is_lifted, quantise_int8, quantise_nf4
-from transferjax.tree import Selector, as_selector, flatten, matches
+from transferjax.tree import Selector, as_selector, flatten, matches, where
 
 KINDS: dict[str, Callable[[Any], Any]] = {"int8": quantise_int8, "nf4": quantise_nf4}
 
@@ -76,6 +76,38 @@ def quantise(selector: Selector | str, kind: str, tuning: Tuning) -> Tuning:
     return Tuning(init, merge, lifted)
 
 
+def frozen_matrices(tuning: Tuning, params: Params) -> Selector:
+    """What there is to quantise under a tuning: the frozen floating-point leaves of two axes and more.
+
+    Args:
+      tuning: what learns.
+      params: the weights, arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A ``Selector`` for :func:`quantise`; leaves that are in few bits already are not among its matches.
+
+    Raises:
+      SelectionError: ``tuning`` is no ``Tuning``, or it freezes no such leaf.
+
+    >>> import jax.numpy as jnp, transferjax as tj
+    >>> params = {"stem": jnp.eye(4), "bias": jnp.ones(4), "head": jnp.eye(4)}
+    >>> tj.tree.matches(params, frozen_matrices(tj.train("head"), params))
+    ['stem']
+    """
+    if not isinstance(tuning, Tuning):
+        raise SelectionError(f"frozen_matrices() expects a Tuning first, got {describe(tuning)}.")
+    frozen = jax.eval_shape(tuning.init, jax.random.key(0), params)[1]
+    flat, treedef = flatten(params)
+    stays = zip((path for path, _ in flat), treedef.flatten_up_to(frozen), strict=True)
+    chosen = {path for path, leaf in stays if not is_hole(leaf) and not is_lifted(leaf) and _is_matrix(leaf)}
+    if not chosen:
+        raise SelectionError(
+            "the tuning freezes no floating-point matrix, so there is nothing to quantise. Expected one that does, for "
+            "example tj.lora('**/kernel', rank=8)."
+        )
+    return where(lambda path, leaf: path in chosen, "frozen matrices")
+
+
 def quantisation_error(params: Params, selector: Selector | str, kind: str) -> Report:
     """What quantising would cost and save, leaf by leaf.
 
@@ -123,13 +155,17 @@ def _convert(kind: Any) -> Callable[[Any], Any]:
     return KINDS[kind]
 
 
+def _is_matrix(leaf: Any) -> bool:
+    return getattr(leaf, "ndim", 0) >= 2 and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
 def _check(path: str, leaf: Any, stays: Any) -> None:
     if is_hole(stays):
         raise SelectionError(
             f"quantise() selects '{path}', which learns as a whole. Expected frozen leaves: narrow the selector, for "
             "example selector & ~glob('head/**')."
         )
-    if getattr(leaf, "ndim", 0) < 2 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not _is_matrix(leaf):
         raise SelectionError(
             f"quantise() expects floating-point matrices; '{path}' is {describe(leaf)}. Narrow the selector, for "
             "example to '**/kernel'."
