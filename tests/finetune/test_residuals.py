@@ -1,5 +1,7 @@
 """Fine-tuning through a cache takes the same steps, computes the frozen part once, and only from its own base."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,3 +295,63 @@ def test_what_copies_need():
     vague = [batch, {**batch, "id": batch["id"] + 0.5}]
     with pytest.raises(DataError, match=r"ids are \(4,\) float64; expected integers of shape \[B\], one per example"):
         list(tj.fit(step, tj.copy(state), frozen, vague, cache=tj.io.residual_cache(hoisted, state, frozen)))
+
+
+def counted_batches(epochs):
+    """Batches of twelve examples, and the list of the rows that were read."""
+    x = np.asarray(jax.random.normal(KEY, (12, 8)))
+    source, read = tj.data.arrays(x, np.arange(12) % 3, ids=np.arange(12) + 100), []
+
+    class Watched:
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            read.append(index)
+            return source.records[index]
+
+        def __getattr__(self, name):
+            return getattr(source.records, name)
+
+    watched = dataclasses.replace(source, records=Watched())
+    return tj.data.batches(watched, 4, seed=0, epochs=epochs, cache_bytes=0, threads=0), read
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+@pytest.mark.parametrize("through", [lambda batches: batches, tj.data.to_device])
+def test_what_the_cache_has_is_not_read_again(place, through, tmp_path):
+    step, state, frozen = setting()
+    plain = [float(m["loss"]) for _, m in tj.fit(step, state, frozen, counted_batches(3)[0])]
+    step, state, frozen = setting()
+    given, read = counted_batches(3)
+    hoisted = tj.hoist(step, state, frozen, next(iter(given)))
+    path = None if place == "memory" else tmp_path / "cache"
+    cache = tj.io.residual_cache(hoisted, state, frozen, path=path)
+    read.clear()
+    found = [float(m["loss"]) for _, m in tj.fit(step, tj.copy(state), frozen, through(given), cache=cache)]
+    np.testing.assert_allclose(found, plain, rtol=1e-6)
+    ahead = 2 if through is tj.data.to_device else 0
+    assert len(read) == 1 + 12 + 4 * ahead, "one for its features, the first epoch, what was prepared ahead of it"
+    read.clear()
+    again = residuals(hoisted, state, frozen, through(given), cache)
+    kept = hoisted.keep(frozen)
+    assert [float(m["loss"]) for _, m in tj.fit(hoisted.step, state, kept, again)] == found
+    assert len(read) == 1
+
+
+def test_examples_with_weights_are_read_for_them():
+    x = np.ones((8, 8), np.float32)
+    source = tj.data.arrays({"inputs": x}, np.zeros(8, int))
+    weighted = dataclasses.replace(source.records, features={**source.records.features, "weight": np.ones(8)})
+    given = tj.data.batches(dataclasses.replace(source, records=weighted), 4, seed=0)
+    assert all("weight" in batch for batch in given.unread(lambda ids: True))
+
+
+def test_a_resumed_pass_starts_where_it_was():
+    given, _ = counted_batches(2)
+    passing = tj.data.to_device(given).unread(lambda ids: True)
+    seen = [next(passing)["id"].tolist() for _ in range(2)]
+    given.set_state({**given.get_state(), "position": 2})
+    assert seen + [b["id"].tolist() for b in given.unread(lambda ids: True)] == [
+        batch["id"].tolist() for batch in counted_batches(2)[0]
+    ]

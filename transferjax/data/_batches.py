@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +32,7 @@ class Load:
     keep: tuple[str, ...]
     num_classes: int | None
     cached: bool
+    held: Callable[[np.ndarray], bool] | None = None
 
     def example(self, row: int) -> Example:
         """One example, its image already at the common size."""
@@ -46,6 +48,10 @@ class Load:
         return example
 
     def __call__(self, rows: np.ndarray) -> Batch:
+        if self.held is not None:
+            ids = np.asarray(self.source.records.ids(self.source.indices[rows]), np.int64)
+            if self.held(ids):
+                return {"id": ids}
         examples = [self.example(int(row)) for row in rows]
         ids = np.asarray([e["id"] for e in examples], np.int64)
         labels = _labels([e["label"] for e in examples])
@@ -88,30 +94,59 @@ class Batches:
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._begin(self._load)
+
+    def unread(self, held: Callable[[np.ndarray], bool]) -> Iterator[Batch]:
+        """One pass in which nothing is read of batches that a store holds; these come with ``id`` alone.
+
+        Args:
+          held: ``ids -> bool``: whether the store has all of these examples, and will keep them; it is asked while
+            batches are prepared ahead, from other threads too. ``transferjax.io.FeatureCache.holds`` is one.
+
+        Returns:
+          An iterator like that of ``iter``; where examples have weights, all of them are read.
+
+        >>> from transferjax.data import open
+        >>> train = batches(open("sample", "train"), 500, seed=0, epochs=2)
+        >>> seen = set()
+        >>> for batch in train.unread(lambda ids: seen >= set(ids.tolist())):
+        ...     print(list(batch)) or seen.update(batch["id"].tolist())
+        ['inputs', 'labels', 'id']
+        ['inputs', 'labels', 'id']
+        ['id']
+        ['id']
+        """
+        weighted = "weight" in self._load.example(0)
+        return self._begin(self._load if weighted else dataclasses.replace(self._load, held=held))
+
+    def _begin(self, load: Load) -> Iterator[Batch]:
         start, self._start = self._start, 0
         self._position = start
-        return self._run(start)
+        return self._run(start, load)
 
-    def _run(self, start: int) -> Iterator[Batch]:
+    def _run(self, start: int, load: Load) -> Iterator[Batch]:
         if start >= len(self):
             return
         import grain
 
         threads = self._options["threads"]
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        for number, batch in enumerate(self._dataset()[start:].to_iter_dataset(options), start + 1):
+        for number, batch in enumerate(self._dataset(load)[start:].to_iter_dataset(options), start + 1):
             self._position = number
             yield batch
 
-    def _dataset(self) -> Any:
+    def _dataset(self, load: Load) -> Any:
         import grain
 
-        o = self._options
-        order = grain.MapDataset.range(len(self.source))
-        if o["shuffle"]:
-            order = order.seed(o["seed"]).shuffle()
-        rows = order.batch(o["batch_size"], drop_remainder=o["drop_remainder"], batch_fn=np.asarray)
-        return rows.repeat(self.epochs).map(self._local).map(self._load)
+        return grain.MapDataset.range(len(self)).map(self._rows).map(self._local).map(load)
+
+    def _rows(self, number: int) -> np.ndarray:
+        """The rows of a batch of all processes together, by its number among those of all epochs."""
+        epoch, place = divmod(int(number), self.steps_per_epoch)
+        rows = slice(place * self._options["batch_size"], (place + 1) * self._options["batch_size"])
+        if self._options["shuffle"]:
+            return _permutation(self._options["seed"], epoch, len(self.source))[rows]
+        return np.arange(*rows.indices(len(self.source)))
 
     def _local(self, rows: np.ndarray) -> np.ndarray:
         """This process's rows of the global batch: a contiguous part of it."""
@@ -231,6 +266,12 @@ def batches(
         "process_count": count,
     }
     return Batches(dataclasses.replace(load, source=kept), options, skipped)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of one epoch; numpy promises that ``RandomState`` draws the same numbers in every version."""
+    return np.random.RandomState([seed, epoch]).permutation(count)
 
 
 def _processes(index: int | None, count: int | None) -> tuple[int, int]:

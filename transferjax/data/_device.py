@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,14 @@ class DeviceBatches:
         return len(self.batches)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        running = iter(self.batches)
+        return self._begin(iter(self.batches))
+
+    def unread(self, held: Callable[[np.ndarray], bool]) -> Iterator[dict[str, Any]]:
+        """The same over ``batches.unread(held)`` (:meth:`Batches.unread`), where the batches have that."""
+        unread = getattr(self.batches, "unread", None)
+        return self._begin(iter(self.batches) if unread is None else unread(held))
+
+    def _begin(self, running: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         self._state = self._read_state()
         return self._run(running)
 

@@ -32,6 +32,7 @@ def residuals(
       state: what it was hoisted with; only read, and only now, so that it may be donated afterwards.
       frozen: the frozen weights, complete.
       batches: any iterable of batches with ``id``, integers ``[B]``; the same arrays for the same id in every epoch.
+        Those of ``transferjax.data.batches`` (also through ``to_device``) read and decode nothing that the cache has.
         With copies, the copy of an example is its ``epoch`` in the batch modulo their number, or, where batches have
         none, how often it has come.
       cache: from ``transferjax.io.residual_cache``.
@@ -66,6 +67,8 @@ def residuals(
     objective, copies = hoisted.step.objective, hoisted.copies
     drop = lambda residual: {name: value for name, value in residual.items() if name not in _OF_THE_BATCH}
     if copies == 1 and KEY not in hoisted.reads(state, frozen):
+        unread = getattr(batches, "unread", None)  # tj.data.batches: what the cache has is not read again
+        batches = batches if unread is None else unread(cache.holds)
         return cache.cached(batches, lambda batch: drop(hoisted.prefix(frozen, extra, objective, batch)))
 
     def compute_copies(batch: Batch) -> dict[str, Any]:
@@ -97,8 +100,13 @@ def cached(
       DataError: there is no batch, or it has no ``id``.
     """
     _check_cache(cache, "fit")
-    batches = iter(batches)
+    options, begun = getattr(cache, "options", {}), []
+    unread = None if options.get("copies") else getattr(batches, "unread", None)
+    # The first batch is read whole, as the loss is split for it.
+    held = lambda ids: bool(begun) and cache.holds(ids)
+    batches = iter(batches) if unread is None else unread(held)
     first = next(batches, None)
+    begun.append(True)
     if first is None:
         raise DataError("fit() got no batch. Expected at least one: check the data set and the number of epochs.")
     if "id" not in first:
@@ -106,7 +114,6 @@ def cached(
             f"fit() with a cache needs batches with 'id', one integer per example; got {listing(sorted(first))}. "
             "tj.data.batches gives it."
         )
-    options = getattr(cache, "options", {})
     counted = {name: value for name, value in first.items() if name != "epoch" or not options.get("copies")}
     hoisted = hoist(step, state, frozen, counted, **options)
     if not hoisted.saves:

@@ -157,6 +157,14 @@ class FeatureCache:
             absent = self._absent(ids)
         return absent
 
+    def holds(self, ids: Any) -> bool:
+        """Whether every one of ``ids`` is stored; shards that other processes have just written do not count.
+
+        Args:
+          ids: integers ``[B]``.
+        """
+        return not self._absent(_integers(ids)).size
+
     def add(self, ids: Any, arrays: Mapping[str, Any]) -> None:
         """Stores one row for each id: all of them, or none.
 

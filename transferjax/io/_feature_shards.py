@@ -94,10 +94,11 @@ class Shards:
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """The place of each id in ``ids``, or -1."""
-        if not self.ids.size:
+        known = self.ids  # another thread may ask while a shard is added
+        if not known.size:
             return np.full(ids.shape, -1)
-        places = np.minimum(np.searchsorted(self.ids, ids), self.ids.size - 1)
-        return np.where(self.ids[places] == ids, places, -1)
+        places = np.minimum(np.searchsorted(known, ids), known.size - 1)
+        return np.where(known[places] == ids, places, -1)
 
     def read(self, places: np.ndarray) -> list[bytes]:
         """The rows at some places (from :meth:`find`), each compared with its digest.
