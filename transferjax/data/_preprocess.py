@@ -104,7 +104,7 @@ def on_images(model: Model, size: int | tuple[int, int] | None = None) -> Model:
     >>> import numpy as np
     >>> from transferjax.interop import pure
     >>> model = pure(lambda params, x: x.mean((1, 2, 3)), {}, preprocess=Preprocess((8, 8)))
-    >>> on_images(model, 4).apply({}, {}, np.full((1, 28, 28, 1), 255, np.uint8))[0].tolist()
+    >>> on_images(model, 4).apply({}, {}, np.full((1, 28, 28, 1), 255, np.uint8))[0].round(5).tolist()
     [1.0]
     """
     if model.preprocess is None:

@@ -64,7 +64,8 @@ def run_bytes(jaxpr: jex.Jaxpr, shared: int) -> float:
         bodies = [body.jaxpr for value in eqn.params.values() for body in _bodies(value)]
         if bodies and eqn.primitive.name in ("scan", "while"):
             return math.inf
-        total += sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars)
+        made: list[Any] = [var.aval for var in eqn.outvars]
+        total += sum(one.size * one.dtype.itemsize for one in made)
         total += sum(run_bytes(body, 0) for body in bodies)
     return total
 

@@ -104,8 +104,8 @@ def cached(
     unread = None if options.get("copies") else getattr(batches, "unread", None)
     # The first batch is read whole, as the loss is split for it.
     held = lambda ids: bool(begun) and cache.holds(ids)
-    batches = iter(batches) if unread is None else unread(held)
-    first = next(batches, None)
+    running: Iterator[Batch] = iter(batches) if unread is None else unread(held)
+    first = next(running, None)
     begun.append(True)
     if first is None:
         raise DataError("fit() got no batch. Expected at least one: check the data set and the number of epochs.")
@@ -121,12 +121,12 @@ def cached(
             f"fit() was given a cache, and nothing of this step can be computed once: {' '.join(hoisted.reasons)} "
             "Call it without a cache."
         )
-    batches = itertools.chain([first], batches)
-    return hoisted.step, hoisted.keep(frozen), residuals(hoisted, state, frozen, batches, cache)
+    whole = itertools.chain([first], running)
+    return hoisted.step, hoisted.keep(frozen), residuals(hoisted, state, frozen, whole, cache)
 
 
 def _check_cache(cache: Any, name: str) -> None:
-    if not hasattr(cache, "cached"):
+    if not all(hasattr(cache, name) for name in ("cached", "check", "holds")):
         raise TransferError(
             f"{name}() expects cache to be a FeatureCache, got {describe(cache)}: write "
             "tj.io.residual_cache(hoisted, state, frozen)."
