@@ -126,3 +126,11 @@ def test_an_optimizer_that_fits_no_tree_raises_its_own_error():
     step = tj.make_step(step.objective, step.tuning, optax.GradientTransformation(init, optax.identity().update))
     with pytest.raises(ValueError, match="no tree is good enough"):
         explain(step, state, frozen, BATCH, compile=False)
+
+
+def test_swapped_arguments_are_named():
+    step, state, frozen = make(tj.train("head/**"), optax.adam(1e-3))
+    with pytest.raises(tj.TransferError, match=r"explain\(\) expects a Step first, got FinetuneState: write tj\.make"):
+        explain(state, step, frozen, BATCH)
+    with pytest.raises(tj.TransferError, match=r"a step expects a FinetuneState first, got dict\. They are swapped"):
+        explain(step, frozen, state, BATCH)

@@ -69,3 +69,11 @@ objective = lambda params, extra, batch, key, train: None
 def test_what_is_no_recipe(made, message):
     with pytest.raises(tj.TransferError, match=message):
         built(lambda hyper: made, {"lr": 0.1})
+
+
+def test_a_hyperparameter_that_the_grid_lacks_is_named():
+    recipe = lambda hyper: (lambda *a: None, tj.full(), optax.sgd(hyper["lr"]))
+    with pytest.raises(tj.TransferError, match=r"asks for the hyperparameter 'lr', and the grid has decay, seed\. Add"):
+        built(recipe, {"seed": 0, "decay": 0.1})
+    with pytest.raises(KeyError, match="seed"):
+        built(lambda hyper: {}["seed"], {"seed": 0})

@@ -355,3 +355,12 @@ def test_a_resumed_pass_starts_where_it_was():
     assert seen + [b["id"].tolist() for b in given.unread(lambda ids: True)] == [
         batch["id"].tolist() for batch in counted_batches(2)[0]
     ]
+
+
+def test_a_cache_of_something_else_is_refused():
+    step, state, frozen = setting()
+    hoisted = tj.hoist(step, state, frozen, next(batches()))
+    with pytest.raises(TransferError, match=r"residual_cache\(\) expects a Hoisted first, got Step: write tj\.hoist"):
+        tj.io.residual_cache(step, state, frozen)
+    with pytest.raises(TransferError, match=r"residual_cache\(\) expects a FinetuneState second, got dict: write res"):
+        tj.io.residual_cache(hoisted, frozen, state)

@@ -275,6 +275,7 @@ def made(tuning, name):
 
 def quantised(kind, tuning, params):
     """A tuning with every floating-point matrix that it leaves frozen in fewer bits; ``None`` where it leaves none."""
-    frozen = jax.eval_shape(tuning.init, jax.random.key(0), params)[1]
-    few = {path for path, leaf in tj.paths(frozen).items() if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.inexact)}
-    return tj.tuning.quantise(tj.where(lambda path, leaf: path in few, "frozen"), kind, tuning) if few else None
+    try:
+        return tj.tuning.quantise(tj.tuning.frozen_matrices(tuning, params), kind, tuning)
+    except tj.SelectionError:
+        return None

@@ -100,6 +100,9 @@ def test_from_a_feature_pass_to_training_on_convolution_and_heads():
 def test_what_does_not_fit_is_named():
     with pytest.raises(SelectionError, match=r"eva\(\) expects rho as a number of at least 1, got 0\.5"):
         eva("*", 2, FOUND, rho=0.5)
+    for other in ([], {"b": 1.0}):
+        with pytest.raises(SelectionError, match=r"eva\(\) expects activations as \{path: Moments\}, got"):
+            eva("b", 4, other)
     with pytest.raises(SelectionError, match=r"eva\(\) expects rank to be a whole number"):
         eva("*", 0, FOUND)
     with pytest.raises(SelectionError, match=r"eva\(\) has no activations for 'b'"):

@@ -184,3 +184,11 @@ def test_weights_per_example_are_built_only_when_allowed():
     adapters, frozen = trained(tuning, model.params)
     with pytest.raises(SelectionError, match="the lifted leaf at 'first' reaches"):
         apply_stacked(squared.apply, tuning)(stack_adapters(adapters), frozen, {}, inputs, INDEX)
+
+
+def test_arguments_of_another_kind_are_named():
+    model = tj.interop.pure(lambda params, x: x @ params["kernel"], {"kernel": jnp.ones((3, 2))})
+    with pytest.raises(SelectionError, match=r"expects an apply function first, got Model: write model\.apply"):
+        apply_stacked(model, tj.lora("kernel", 1))
+    with pytest.raises(SelectionError, match=r"expects a Tuning second, got dict: write tj\.lora"):
+        apply_stacked(model.apply, {})

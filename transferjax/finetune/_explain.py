@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transferjax._errors import TransferError, describe
 from transferjax._report import Report
 from transferjax._types import Hole, Params, Tuning
 from transferjax.finetune._frozen import abstract, merged, trace
+from transferjax.finetune._match import check_call
 from transferjax.finetune._state import FinetuneState
 from transferjax.finetune._step import Step
 from transferjax.program import Measurement, cost, measure
@@ -37,6 +39,10 @@ def explain(step: Step, state: FinetuneState, frozen: Params, batch: Any, *, com
       says has no row. FLOPs are counted on the jaxpr times trip counts; XLA's own figure stands beside them and
       counts a loop's body once. Notes, platform and merge-form adapters are in its metadata.
 
+    Raises:
+      TransferError: ``step`` is no ``Step``, or ``state`` no ``FinetuneState``.
+      DataError: the batch is no dict.
+
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
     >>> apply = lambda p, extra, x, *, key=None, train=False: (x * p["stem"] * p["head"], extra)
     >>> model = tj.Model(apply, None, {"head": jnp.ones(()), "stem": jnp.ones(())}, {})
@@ -47,6 +53,9 @@ def explain(step: Step, state: FinetuneState, frozen: Params, batch: Any, *, com
     >>> report.to_dicts()[-3]
     {'quantity': 'trainable parameters', 'this step': 1, 'everything trainable': 2, 'ratio': 0.5}
     """
+    if not isinstance(step, Step):
+        raise TransferError(f"explain() expects a Step first, got {describe(step)}: write tj.make_step(...).")
+    check_call(state, frozen, batch)
     state, frozen, batch = abstract((state, frozen, batch))
     reference, group = everything_trainable(step, state, frozen)
     ours = _figures(step, state, frozen, batch, compile)

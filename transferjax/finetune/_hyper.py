@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transferjax._errors import SelectionError, TransferError, describe
+from transferjax._errors import SelectionError, TransferError, describe, listing
 from transferjax._types import Tuning
 from transferjax.finetune._match import check_objective
 from transferjax.finetune._state import check_transform
@@ -35,8 +35,9 @@ def columns(grid: Any, name: str = "sweep") -> Columns:
     lengths = {key: len(values) for key, values in table.items()}
     if len(set(lengths.values())) > 1:
         raise TransferError(
-            f"{name}() expects as many values of each hyperparameter as there are runs, got {lengths}. For every "
-            "combination write tj.finetune.grid_search(lr=[...], weight_decay=[...])."
+            f"{name}() expects as many values of each hyperparameter as there are runs, got {lengths}. Repeat "
+            "values until the lists are equally long, or, for every combination, write "
+            "tj.finetune.grid_search(lr=[...], seed=[...])."
         )
     return table
 
@@ -49,7 +50,7 @@ def _column(key: str, values: Any, name: str) -> np.ndarray:
     if column.ndim != 1 or column.size == 0 or column.dtype.kind not in "fiub":
         raise TransferError(
             f"{name}() expects the values of '{key}' as a list of numbers, one per run; got {describe(column)}. "
-            "What is no number is no leaf: make one sweep for each."
+            "Text, functions or shapes cannot differ within one program: make one sweep for each."
         )
     if column.dtype.kind in "iu" and (column.min() < -(2**31) or column.max() >= 2**31):
         raise TransferError(f"{name}() expects whole numbers of 32 bits; '{key}' holds larger ones.")
@@ -82,7 +83,15 @@ def row(table: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def built(recipe: Recipe, hyper: Mapping[str, Any]) -> tuple[Any, Tuning, Any]:
     """What a recipe makes of hyperparameters, checked."""
-    made = recipe(dict(hyper))
+    try:
+        made = recipe(dict(hyper))
+    except KeyError as error:
+        if error.args[:1] and error.args[0] in hyper:
+            raise
+        raise TransferError(
+            f"the recipe asks for the hyperparameter {error}, and the grid has {listing(sorted(hyper))}. Add it to the "
+            f"grid, or write hyper.get({error}, value) in the recipe."
+        ) from error
     if not isinstance(made, tuple) or len(made) != 3:
         raise TransferError(
             f"a recipe returns (objective, tuning, tx), got {describe(made)}: write "

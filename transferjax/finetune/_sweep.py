@@ -81,8 +81,9 @@ def sweep(
       A :class:`Swept`: the table, the best run's hyperparameters and state, and all states.
 
     Raises:
-      TransferError: the grid is no table of numbers, the recipe needs the value of a hyperparameter, there is no
-        column ``rank_by``, or only one of ``validation`` and ``metrics`` is given.
+      TransferError: the grid is no table of numbers, there is neither a ``seed`` in it nor a key, the recipe asks for
+        what is not in it or needs the value of a hyperparameter, there is no column ``rank_by``, or only one of
+        ``validation`` and ``metrics`` is given.
       SelectionError: a hyperparameter changes shapes (it is named, with both shapes), or the frozen weights.
       DataError: there is no batch.
       NonFiniteError: no run stayed finite.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from transferjax._errors import TransferError, describe
 from transferjax.io._feature_cache import FeatureCache
 
 
@@ -33,6 +34,7 @@ def residual_cache(
       where there is none, how often ``fit`` has met the example: give ``epoch`` where a run is to be resumed.
 
     Raises:
+      TransferError: ``hoisted`` or ``state`` is something else.
       CheckpointError: the folder was filled by other weights, preprocessing or another program, or is no cache.
 
     >>> import jax, jax.numpy as jnp, optax, transferjax as tj
@@ -47,6 +49,16 @@ def residual_cache(
     >>> len(steps), len(cache), cache.bytes
     (3, 4, 64)
     """
+    if not hasattr(hoisted, "prefix_jaxpr"):
+        raise TransferError(
+            f"residual_cache() expects a Hoisted first, got {describe(hoisted)}: write tj.hoist(step, state, frozen, "
+            "batch)."
+        )
+    if not hasattr(state, "extra"):
+        raise TransferError(
+            f"residual_cache() expects a FinetuneState second, got {describe(state)}: write residual_cache(hoisted, "
+            "state, frozen)."
+        )
     weights = hoisted.reads(state, frozen)
     program = str(hoisted.prefix_jaxpr())
     fingerprint = FeatureCache.fingerprint_of(weights, preprocess, program)

@@ -43,8 +43,8 @@ def eva(
       A ``Tuning`` with the leaves of ``transferjax.lora``, float32.
 
     Raises:
-      SelectionError: rank or rho is too small; (at ``init``) a selected kernel has no activations, activations of
-        another width or of fewer rows than its rank, or is too narrow for the rank.
+      SelectionError: rank or rho is too small, or ``activations`` are something else; (at ``init``) a selected kernel
+        has no activations, activations of another width or of fewer rows than its rank, or is too narrow for the rank.
 
     Source: Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation", arXiv:2410.07170;
     conventions as in Hugging Face PEFT, which centres the inputs.
@@ -60,6 +60,11 @@ def eva(
     check_whole("eva", "rank", rank)
     if isinstance(rho, bool) or not isinstance(rho, int | float) or not 1 <= rho < math.inf:
         raise SelectionError(f"eva() expects rho as a number of at least 1, got {rho!r}.")
+    if not isinstance(activations, Mapping) or not all(isinstance(one, Moments) for one in activations.values()):
+        raise SelectionError(
+            f"eva() expects activations as {{path: Moments}}, got {describe(activations)}: write "
+            "tj.tuning.input_moments(model, selector, batches)."
+        )
     scale = strength("eva", rank, alpha)
 
     def lift(weights, leaf):

@@ -78,8 +78,8 @@ def apply_stacked(apply: Apply, tuning: Tuning, *, strict: bool = True) -> Calla
       that example's outputs NaN.
 
     Raises:
-      SelectionError: the tuning has no lifted form and ``strict`` holds; (when called) an adapter's weight would have
-        to be built, or an index is out of range.
+      SelectionError: ``apply`` is no function or ``tuning`` no ``Tuning``; the tuning has no lifted form and ``strict``
+        holds; (when called) an adapter's weight would have to be built, or an index is out of range.
       DataError: (when called) inputs, index and outputs do not have one example axis.
 
     Source: Sheng et al., "S-LoRA", arXiv:2311.03285, and Wen and Chaudhuri, "Batched Low-Rank Adaptation of
@@ -94,6 +94,12 @@ def apply_stacked(apply: Apply, tuning: Tuning, *, strict: bool = True) -> Calla
     >>> run(stack_adapters(adapters), frozen, model.extra, jnp.ones((2, 3)), jnp.array([1, 0])).tolist()
     [[6.0, 6.0], [3.0, 3.0]]
     """
+    if not callable(apply):
+        raise SelectionError(
+            f"apply_stacked() expects an apply function first, got {describe(apply)}: write model.apply."
+        )
+    if not isinstance(tuning, Tuning):
+        raise SelectionError(f"apply_stacked() expects a Tuning second, got {describe(tuning)}: write tj.lora(...).")
     if tuning.lifted is None and strict:
         raise SelectionError(
             "apply_stacked() got a tuning without a lifted form, whose weights would be built for each example. "
