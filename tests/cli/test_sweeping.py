@@ -59,6 +59,12 @@ def test_what_does_not_fit_says_so(finetune, capsys, options, code, message):
     assert message in capsys.readouterr().err
 
 
+def test_the_best_run_of_a_sweep_has_no_steps_to_resume(finetune, capsys):
+    assert finetune("--sweep", AXIS) == 0
+    assert main(["finetune", "--resume", "--output", "run"]) == 1
+    assert "run' holds the best run of a sweep, which has no steps of its own to resume" in capsys.readouterr().err
+
+
 def test_a_sweep_is_not_resumed(finetune, capsys):
     assert finetune() == 0
     assert main(["finetune", "--resume", "--sweep", AXIS, "--output", "run"]) == 1

@@ -8,10 +8,11 @@ import jax
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 
 
-def test_the_main_job_runs_as_printed(capsys):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    short = code.replace('tj.data.open("sample", "train")', 'tj.data.open("sample", "train[:64]")')
-    assert short != code
+def test_the_programs_run_as_printed(capsys):
+    """One after the other, each on what those before it left."""
+    programs = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    short = programs[0].replace('tj.data.open("sample", "train")', 'tj.data.open("sample", "train[:64]")')
+    assert len(programs) == 3 and short != programs[0]
     names = {}
     exec(compile(short.replace("epochs=5", "epochs=1").replace("size=64", "size=32"), "README.md", "exec"), names)
     printed = capsys.readouterr().out
@@ -19,6 +20,12 @@ def test_the_main_job_runs_as_printed(capsys):
     assert int(names["state"].step) == 2
     same = jax.tree.map(lambda a, b: bool((a == b).all()), names["model"].params["stem"], names["tuned"].params["stem"])
     assert all(jax.tree.leaves(same))
+    exec(compile(programs[1], "README.md", "exec"), names)
+    assert "FLOPs of a hoisted step" in capsys.readouterr().out
+    assert int(names["state"].step) == 2 and len(names["cache"]) == 64
+    exec(compile(programs[2], "README.md", "exec"), names)
+    assert len(names["found"].report.rows) == 6 and set(names["found"].hyper) == {"lr", "seed"}
+    assert "FinetuneState(step 2 of 6 runs" in repr(names["found"].runs)
 
 
 def test_the_two_commands_are_there():

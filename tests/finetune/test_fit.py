@@ -139,11 +139,13 @@ def test_best_keeps_a_copy_of_the_best_state(parts, make_batches):
         assert len(list(best(_pairs(*values)))) == len(values)
         assert (best.state, best.value) == expected
     with pytest.raises(tj.TransferError, match=r"no step had the metric 'scroe'\. Nearest: score\."):
-        list(tj.Best("scroe")(_pairs(1.0)))
+        list(tj.Best("scroe", highest=True)(_pairs(1.0)))
 
 
 def test_early_stopping_counts_readings_without_improvement():
-    stop = lambda values, **options: [state for state, _ in tj.early_stopping(_pairs(*values), "score", **options)]
+    stop = lambda values, **options: [
+        state for state, _ in tj.early_stopping(_pairs(*values), "score", **{"highest": True} | options)
+    ]
     assert stop([1.0, 2.0, 1.5, None, 1.6, 9.0], patience=2) == [0, 1, 2, 3, 4]
     assert stop([1.0, 2.0, 1.5, 2.5, 1.0], patience=2) == [0, 1, 2, 3, 4]
     assert stop([3.0, math.nan, 1.0], patience=1, highest=False) == [0, 1]
@@ -170,3 +172,13 @@ def test_nothing_is_no_batches(parts):
         tj.DataError, match=r"fit\(\) expects an iterable of batches, got NoneType: write tj.data.batches"
     ):
         next(tj.fit(step, *start(), None))
+
+
+def test_the_direction_of_a_metric_is_told_by_its_name_or_asked_for():
+    assert tj.Best("loss").highest is False and tj.Best("validation/top_k_accuracy").highest is True
+    assert tj.Best("error", highest=True).highest is True
+    message = r"Best\(\) cannot tell from its name whether more of 'f1' is better\. Write highest=True or highest=False"
+    with pytest.raises(tj.TransferError, match=message):
+        tj.Best("f1")
+    pairs = [(step, {"loss": value}) for step, value in enumerate([3.0, 2.0, 2.5, 2.6, 1.0])]
+    assert [state for state, _ in tj.early_stopping(pairs, "loss", patience=2)] == [0, 1, 2, 3]

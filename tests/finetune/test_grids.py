@@ -97,6 +97,7 @@ def test_halving_by_validation(model, recipe, make_batches):
     found = successive_halving(
         recipe, GRID, model, batches, rungs=[1, 2], keep=0.2, validation=batches, metrics=metrics,
         rank_by="validation/nll",
+        highest=False,
     )  # fmt: skip
     rows = found.report.to_dicts()
     assert [row["run"] for row in rows if row["rung"] == 1] == [GRID["lr"].index(found.hyper["lr"])]

@@ -91,6 +91,8 @@ def test_residuals_are_what_fit_trains_on_and_say_what_they_need():
     found = [float(m["loss"]) for _, m in tj.fit(hoisted.step, state, hoisted.keep(frozen), through)]
     step, state, frozen = setting()
     cache = tj.io.residual_cache(hoisted, state, frozen)
+    twice = residuals(hoisted, state, frozen, list(batches(1)), cache)
+    assert len(list(twice)) == len(list(twice)) == 3, "each iter is a pass"
     assert found == [float(m["loss"]) for _, m in tj.fit(step, state, frozen, batches(), cache=cache)]
     with pytest.raises(TransferError, match=r"residuals\(\) expects a Hoisted first, got .*: write tj\.hoist"):
         residuals(step, state, frozen, batches(), cache)
@@ -103,7 +105,7 @@ def test_residuals_are_what_fit_trains_on_and_say_what_they_need():
         residuals(hoisted, state, frozen, batches(), cache)
     without = ({k: v for k, v in batch.items() if k != "id"} for batch in batches())
     with pytest.raises(DataError, match="expected a dict with 'id'"):
-        next(residuals(hoisted, state, frozen, without, tj.io.residual_cache(hoisted, state, frozen)))
+        next(iter(residuals(hoisted, state, frozen, without, tj.io.residual_cache(hoisted, state, frozen))))
 
 
 def test_what_draws_is_not_kept():

@@ -109,7 +109,7 @@ def test_one_key_for_all_runs(model, make_batches):
 def test_what_cannot_be_ranked_or_measured(model, recipe, make_batches):
     grid, batches = {"lr": [0.1], "seed": [0]}, make_batches(1)
     with pytest.raises(tj.TransferError, match=r"no column 'validation/acuracy' to rank by. Nearest: accuracy"):
-        tj.sweep(recipe, grid, model, batches, rank_by="validation/acuracy")
+        tj.sweep(recipe, grid, model, batches, rank_by="validation/acuracy", highest=True)
     with pytest.raises(tj.TransferError, match=r"sweep\(\) expects both validation batches and metrics, or neither"):
         tj.sweep(recipe, grid, model, batches, validation=batches)
     for runs, _ in sweep_steps(start_runs(recipe, grid, model), batches):

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     for name in rows.NAMES:
         hoisted = found[name][0].hoisted
-        if hoisted:
+        if "FLOPs saved" in hoisted:
             facts[f"computed once, {name}"] = "; ".join((hoisted["computed once"], f"saves {hoisted['FLOPs saved']}"))
     report = tj.Report("EfficientNet-Lite0 on Fashion-MNIST", COLUMNS, table, facts)
     show(report, arguments.json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from transferjax.cli._arguments import verb
@@ -63,11 +64,17 @@ def run(arguments: argparse.Namespace) -> int:
     batch = next(iter(batches))
     if not arguments.no_compile:
         note("explain: compiling the step, and the same step with everything trainable")
-    show(tj.explain(step, state, frozen, batch, compile=not arguments.no_compile), arguments.json)
+    reports = {"cost": tj.explain(step, state, frozen, batch, compile=not arguments.no_compile)}
     if settings["hoist"] is not False:
-        show(tj.hoist(step, state, frozen, batch).report(), arguments.json)
+        reports["hoisting"] = tj.hoist(step, state, frozen, batch).report()
     if settings["quantise"]:
-        show(tj.tuning.quantisation_error(recipe.model.params, recipe.quantised, settings["quantise"]), arguments.json)
+        found = tj.tuning.quantisation_error(recipe.model.params, recipe.quantised, settings["quantise"])
+        reports["quantisation"] = found
     if arguments.device_memory:
-        show(tj.fit_memory(step, state, frozen, batch, arguments.device_memory), arguments.json)
+        reports["memory"] = tj.fit_memory(step, state, frozen, batch, arguments.device_memory)
+    if arguments.json:
+        print(json.dumps({name: json.loads(report.to_json()) for name, report in reports.items()}))
+    else:
+        for report in reports.values():
+            show(report, False)
     return 0

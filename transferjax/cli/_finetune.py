@@ -198,7 +198,13 @@ def _train(
 def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float, hoisted: Any) -> Any:
     import transferjax as tj
 
-    last = directory.metrics()[-1]
+    metrics = directory.metrics()
+    if not metrics:
+        raise tj.CheckpointError(
+            f"'{directory.path}' holds the best run of a sweep, which has no steps of its own to resume. Evaluate it "
+            "with `transferjax evaluate`, or start another run with --output."
+        )
+    last = metrics[-1]
     size = lambda tree: sum(row[3] for row in tj.summary(tree).rows)
     rows = [
         ("steps", int(state.step)),

@@ -32,7 +32,7 @@ class Running:
       step: for ``tj.fit``.
       frozen: the frozen leaves that it reads.
       through: from batches to what the step takes.
-      facts: what was hoisted and what that saves; empty where nothing was.
+      facts: what was hoisted and what that saves, or would save; empty where nobody looked.
       flops: of a step, with its share of what is computed once.
       hoisted: from ``tj.hoist``, where something was.
     """
@@ -71,7 +71,8 @@ def running(
     """
     plain = Running(step, frozen)
     if wanted is False or not (wanted or _may_pay(frozen, batches)):
-        return plain
+        once = wanted is None and batches.epochs == 1
+        return dataclasses.replace(plain, facts={"computed once": "nothing: there is one epoch"}) if once else plain
     here = batches.get_state()
     batch = next(iter(batches))
     batches.set_state(here)
@@ -81,13 +82,14 @@ def running(
             raise tj.TransferError(
                 f"--hoist: nothing of this run can be computed once: {' '.join(hoisted.reasons)} Leave --hoist out."
             )
-        return plain
+        return Running(step, frozen, facts={"computed once": "nothing: all of it can change"})
     once, later, before = hoisted.report().column("value")[1:4]
     later += once / batches.epochs
     total = hoisted.bytes_per_example * len(batches.source)
     pays = later <= (1 - SHARE) * before and total <= (DISK if folder else MEMORY)
     if not wanted and not pays:
-        return plain
+        saved = f"it would save {max(0.0, 1 - later / before):.0%} of all FLOPs for {total:,} bytes"
+        return Running(step, frozen, facts={"computed once": f"nothing: {saved}"})
     return _hoisted(hoisted, state, frozen, batches, folder if total > MEMORY else None, later, before)
 
 

@@ -130,7 +130,10 @@ def _to_quantise(tuning: tj.Tuning, params: Any) -> Any:
     try:
         return tj.tuning.frozen_matrices(tuning, params)
     except tj.SelectionError as error:
-        raise tj.SelectionError(f"--quantise: {error} On the command line: --tuning head+lora:8.") from error
+        raise tj.SelectionError(
+            "--quantise: the tuning freezes no floating-point matrix, so there is nothing to quantise. Expected one "
+            "that does, for example --tuning head+lora:8."
+        ) from error
 
 
 def restored(run: Any, example: Any = None) -> tuple[Recipe, Any, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from transferjax.cli._console import progress
 
+EVERY = 10
+"""Steps between two lines of progress."""
 SWEEP_HELP = (
     "several runs at once, of which the best by --validation (else by the last batch) is kept: "
     "lr=1e-4..1e-2:16 (that many, evenly spread in their logarithm), "
-    "lr.GROUP=1e-3,1e-2 for one group; given twice: every combination"
+    "lr.GROUP=1e-3,1e-2 for one group; given twice: every combination; cannot be resumed"
 )
 
 
@@ -32,7 +34,10 @@ def parse_sweep(text: str) -> tuple[str, list[float]]:
     except ValueError:
         found = []
     if not found or not all(0 < value < float("inf") for value in found):
-        expected = f"numbers above 0: {name}=1e-4..1e-2:16 or {name}=1e-3,1e-2"
+        expected = (
+            f"numbers above 0, {name}=1e-3,1e-2, or a range from low to high with how many (2 or more): "
+            f"{name}=1e-4..1e-2:16"
+        )
         raise argparse.ArgumentTypeError(f"'{text}' is no axis of a sweep; expected {expected}")
     return name, found
 
@@ -143,8 +148,8 @@ def _shared(
     objective, tuning, tx = of_run({})
     state, frozen = tj.init(key, recipe.model, tuning, tx)
     how = running(tj.make_step(objective, tuning, tx), state, frozen, batches, wanted=recipe.config["hoist"])
-    if not how.facts:
-        return of_run, recipe.model, how.through, {}
+    if how.hoisted is None:
+        return of_run, recipe.model, how.through, how.facts
     return *tj.finetune.hoisted_recipe(of_run, how.hoisted, recipe.model), how.through, how.facts
 
 
@@ -154,5 +159,6 @@ def _watched(batches: Iterable[Any], total: int, runs: int) -> Iterator[Any]:
     shown.start(f"{runs} runs", total)
     for done, batch in enumerate(batches, 1):
         yield batch
-        shown.advance(done, {})
+        if done % EVERY == 0 or done == total:
+            shown.advance(done, {})
     shown.finish()

@@ -43,6 +43,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "Best", "Evaluate", "FinetuneState", "Hoisted", "HoistedStep", "Progress", "Runs", "Stage", "Step", "Swept",
     "compile_ahead", "each_group", "early_stopping", "evaluate_runs", "explain", "fit", "fit_memory",

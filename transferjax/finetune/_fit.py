@@ -145,7 +145,7 @@ class Best:
 
     Attributes:
       metric: a name among the metrics; steps without it are passed on.
-      highest: whether larger is better.
+      highest: whether larger is better; ``None``: for an accuracy yes, for a loss or an error no, by its name.
       value: the best value so far, or ``None``.
       state: a copy of the state that reached it, or ``None``.
 
@@ -157,9 +157,12 @@ class Best:
     """
 
     metric: str
-    highest: bool = True
+    highest: bool | None = None
     value: float | None = None
     state: Any = None
+
+    def __post_init__(self) -> None:
+        self.highest = is_highest(self.metric, self.highest, "Best")
 
     def __call__(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         seen: set[str] = set()
@@ -177,23 +180,44 @@ class Best:
         return self.value is None or (value > self.value if self.highest else value < self.value)
 
 
-def early_stopping(pairs: Iterable[Pair], metric: str, *, patience: int, highest: bool = True) -> Iterator[Pair]:
+def is_highest(metric: str, highest: bool | None, name: str) -> bool:
+    """Whether more of a metric is better, by its name where nobody says so.
+
+    Raises:
+      TransferError: the name does not tell.
+
+    >>> is_highest("validation/accuracy", None, "sweep"), is_highest("loss", None, "sweep")
+    (True, False)
+    """
+    if highest is not None:
+        return highest
+    last = metric.rsplit("/", 1)[-1]
+    if "loss" in last or "error" in last:
+        return False
+    if "accuracy" in last:
+        return True
+    raise TransferError(
+        f"{name}() cannot tell from its name whether more of '{metric}' is better. Write highest=True or highest=False."
+    )
+
+
+def early_stopping(pairs: Iterable[Pair], metric: str, *, patience: int, highest: bool | None = None) -> Iterator[Pair]:
     """Ends the run when a metric has not improved for ``patience`` of its readings.
 
     Args:
       pairs: from :func:`fit`, or another wrapper.
       metric: a name among the metrics; steps without it do not count.
       patience: how many readings without improvement are allowed.
-      highest: whether larger is better.
+      highest: as for :class:`Best`.
 
     Yields:
       The pairs, up to the one that exhausts the patience.
 
     Raises:
-      TransferError: ``patience`` is below 1, or no step had the metric.
+      TransferError: ``patience`` is below 1, no step had the metric, or its name does not say which way is better.
 
     >>> pairs = [(step, {"loss": value}) for step, value in enumerate([3.0, 2.0, 2.5, 2.6, 1.0])]
-    >>> [state for state, _ in early_stopping(pairs, "loss", patience=2, highest=False)]
+    >>> [state for state, _ in early_stopping(pairs, "loss", patience=2)]
     [0, 1, 2, 3]
     """
     if patience < 1:

@@ -13,6 +13,7 @@ import numpy as np
 
 from transferjax._errors import DataError, TransferError, describe, is_whole
 from transferjax._types import Batch, Model
+from transferjax.finetune._fit import is_highest
 from transferjax.finetune._hyper import Recipe
 from transferjax.finetune._match import check_batches
 from transferjax.finetune._runs import start_runs, sweep_steps
@@ -126,7 +127,7 @@ def successive_halving(
     validation: Batches | None = None,
     metrics: Functions | None = None,
     rank_by: str = "loss",
-    highest: bool = False,
+    highest: bool | None = None,
     accumulate: int = 1,
     train: bool | Selector | str | None = None,
 ) -> Swept:
@@ -171,6 +172,7 @@ def successive_halving(
     """
     _check_halving(rungs, keep, batches)
     check_validation(validation, metrics, "successive_halving")
+    highest = is_highest(rank_by, highest, "successive_halving")
     runs = start_runs(recipe, grid, model, key=key, accumulate=accumulate, train=train)
     source = iter(batches)
     numbers, rows, order = list(range(len(runs.finite))), {}, [0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ _OF_THE_BATCH = ("id", "weight")
 
 def residuals(
     hoisted: Hoisted, state: FinetuneState, frozen: Params, batches: Iterable[Batch], cache: Any
-) -> Iterator[Batch]:
+) -> Residuals:
     """What the first part of a hoisted loss leaves of each batch: computed once per example id, then read.
 
     ``fit(hoisted.step, state, hoisted.keep(frozen), residuals(...))`` trains on them, and so does ``sweep`` with a
@@ -38,7 +39,8 @@ def residuals(
       cache: from ``transferjax.io.residual_cache``.
 
     Returns:
-      An iterator of residuals: dicts of arrays ``[B, ...]``, with ``id`` and ``weight`` as the batches have them.
+      An iterable of residuals: dicts of arrays ``[B, ...]``, with ``id`` and ``weight`` as the batches have them. Each
+      ``iter`` goes over the batches anew, as far as they can be gone over again.
 
     Raises:
       TransferError: ``hoisted`` is not from ``hoist``, or ``cache`` is no cache.
@@ -68,20 +70,32 @@ def residuals(
     drop = lambda residual: {name: value for name, value in residual.items() if name not in _OF_THE_BATCH}
     if copies == 1 and KEY not in hoisted.reads(state, frozen):
         unread = getattr(batches, "unread", None)  # tj.data.batches: what the cache has is not read again
-        batches = batches if unread is None else unread(cache.holds)
-        return cache.cached(batches, lambda batch: drop(hoisted.prefix(frozen, extra, objective, batch)))
+        given = (lambda: batches) if unread is None else (lambda: unread(cache.holds))
+        return Residuals(
+            lambda: cache.cached(given(), lambda batch: drop(hoisted.prefix(frozen, extra, objective, batch)))
+        )
 
     def compute_copies(batch: Batch) -> dict[str, Any]:
         own = {**batch, "id": batch["id"] // copies}
         return drop(hoisted.prefix(frozen, extra, objective, own, key, batch["id"] % copies))
 
-    rows = cache.cached(_numbered(batches, copies), compute_copies)
-    return ({**row, "id": row["id"] // copies} for row in rows)
+    rows = lambda: cache.cached(_numbered(batches, copies), compute_copies)
+    return Residuals(lambda: ({**row, "id": row["id"] // copies} for row in rows()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Residuals:
+    """What :func:`residuals` returns: each ``iter`` is a pass over the batches."""
+
+    begin: Callable[[], Iterator[Batch]] = dataclasses.field(repr=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.begin())
 
 
 def cached(
     step: Step, state: FinetuneState, frozen: Params, batches: Iterable[Batch], cache: Any
-) -> tuple[Any, Params, Iterator[Batch]]:
+) -> tuple[Any, Params, Residuals]:
     """A hoisted step, the frozen leaves that it reads, and its batches through a cache.
 
     Args:

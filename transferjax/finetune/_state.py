@@ -37,12 +37,17 @@ class FinetuneState:
 
     def __repr__(self) -> str:
         known = isinstance(self.step, jax.Array) and not isinstance(self.step, Tracer)
-        step = f"step {int(self.step)}, " if known and not self.step.is_deleted() else ""
+        step = f"step {_step(self.step)}, " if known and not self.step.is_deleted() else ""
         others = "".join(
             f", {name} {counted(tree, sizes=False)}"
             for name, tree in (("extra", self.extra), ("optimizer", self.opt_state))
         )
         return f"FinetuneState({step}trainable {counted(self.trainable)}{others})"
+
+
+def _step(step: jax.Array) -> str:
+    """The number of a state, or of several that are stacked."""
+    return str(int(step)) if not step.ndim else f"{int(step.max())} of {step.size} runs"
 
 
 def init(key: jax.Array, model: Model, tuning: Tuning, tx: Any) -> tuple[FinetuneState, Params]:

@@ -12,6 +12,7 @@ from transferjax._errors import DataError, NonFiniteError, TransferError, neares
 from transferjax._report import Report
 from transferjax._types import Batch, Model, Params
 from transferjax.finetune._eval import _padded, make_eval
+from transferjax.finetune._fit import is_highest
 from transferjax.finetune._hyper import Recipe, row
 from transferjax.finetune._match import check_batches
 from transferjax.finetune._over_runs import over_runs
@@ -52,7 +53,7 @@ def sweep(
     validation: Batches | None = None,
     metrics: Functions | None = None,
     rank_by: str = "loss",
-    highest: bool = False,
+    highest: bool | None = None,
     accumulate: int = 1,
     train: bool | Selector | str | None = None,
 ) -> Swept:
@@ -73,7 +74,7 @@ def sweep(
       validation: batches for ``metrics``: a list, or a function that gives a pass over them.
       metrics: ``{name: (outputs, batch) -> [B]}``, as for ``make_eval``; in the table as ``validation/<name>``.
       rank_by: the column that decides which run is best.
-      highest: whether more of it is better.
+      highest: whether more of it is better; ``None``: of an accuracy yes, of a loss or an error no, by its name.
       accumulate: as for ``make_step``.
       train: as for ``make_step``.
 
@@ -82,8 +83,8 @@ def sweep(
 
     Raises:
       TransferError: the grid is no table of numbers, there is neither a ``seed`` in it nor a key, the recipe asks for
-        what is not in it or needs the value of a hyperparameter, there is no column ``rank_by``, or only one of
-        ``validation`` and ``metrics`` is given.
+        what is not in it or needs the value of a hyperparameter, there is no column ``rank_by`` or its name does not
+        say which way is better, or only one of ``validation`` and ``metrics`` is given.
       SelectionError: a hyperparameter changes shapes (it is named, with both shapes), or the frozen weights.
       DataError: there is no batch.
       NonFiniteError: no run stayed finite.
@@ -98,6 +99,7 @@ def sweep(
     ([0.5625, 0.25], 0.25)
     """
     check_validation(validation, metrics)
+    highest = is_highest(rank_by, highest, "sweep")
     runs, last = start_runs(recipe, grid, model, key=key, accumulate=accumulate, train=train), {}
     for runs, last in sweep_steps(runs, batches):
         pass

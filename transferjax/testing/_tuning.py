@@ -38,6 +38,8 @@ def check_tuning(
     >>> import jax.numpy as jnp, transferjax as tj
     >>> check_tuning(tj.train("head"), {"head": jnp.ones(2), "stem": jnp.ones(3)})
     """
+    if not isinstance(tuning, Tuning):
+        broken("a tuning is a Tuning", f"got {describe(tuning)}: call the function that makes it.")
     key = jax.random.key(0) if key is None else key
     trainable, frozen = tuning.init(key, params)
     claimed = _claims(params, trainable, frozen)

@@ -38,6 +38,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "Moments", "Tuning", "adapter", "all_linear", "apply_stacked", "bias_only", "chain", "dora", "entries", "eva",
     "extract_lora", "frozen_matrices", "full", "hira", "ia3", "input_moments", "last", "loha", "lokr", "lora",
