@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transferjax import (
         cli,
         data,
+        features,
         finetune,
         interop,
         io,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         objectives,
         program,
         report,
+        scores,
         surgery,
         testing,
     )
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 _ON_FIRST_ACCESS = (
     "cli",
     "data",
+    "features",
     "finetune",
     "interop",
     "io",
@@ -66,6 +69,7 @@ _ON_FIRST_ACCESS = (
     "objectives",
     "program",
     "report",
+    "scores",
     "surgery",
     "testing",
 )
@@ -96,9 +100,9 @@ def __dir__() -> list[str]:
 __all__ = [
     "Best", "CheckpointError", "DataError", "FinetuneState", "Hole", "LawError", "Loss", "Model", "NonFiniteError",
     "Objective", "PlanError", "Preprocess", "Report", "SelectionError", "Selector", "TransferError", "Tuning",
-    "bias_only", "chain", "cli", "copy", "data", "dora", "early_stopping", "everything", "explain", "extend", "fill",
-    "finetune", "fit", "fit_memory", "frozen_is_frozen", "full", "glob", "hoist", "ia3", "init", "interop", "io",
-    "label", "last", "lora", "make_eval", "make_step", "mask", "models", "norm_only", "numerics", "objectives",
-    "optim", "paths", "per_group", "program", "regex", "report", "split", "stages", "strip", "summary", "surgery",
-    "sweep", "testing", "train", "tree", "tuning", "validate", "where",
+    "bias_only", "chain", "cli", "copy", "data", "dora", "early_stopping", "everything", "explain", "extend",
+    "features", "fill", "finetune", "fit", "fit_memory", "frozen_is_frozen", "full", "glob", "hoist", "ia3", "init",
+    "interop", "io", "label", "last", "lora", "make_eval", "make_step", "mask", "models", "norm_only", "numerics",
+    "objectives", "optim", "paths", "per_group", "program", "regex", "report", "scores", "split", "stages", "strip",
+    "summary", "surgery", "sweep", "testing", "train", "tree", "tuning", "validate", "where",
 ]  # fmt: skip

@@ -14,7 +14,10 @@ from typing import NoReturn
 from transferjax._errors import TransferError, nearest_hint
 from transferjax.cli._wording import told
 
-VERBS = ("demo", "inspect", "diff", "plan", "transplant", "finetune", "explain", "evaluate", "predict", "export")
+VERBS = (
+    "demo", "inspect", "diff", "plan", "transplant", "finetune", "explain", "evaluate", "predict", "export", "probe",
+    "score",
+)  # fmt: skip
 EPILOG = """examples:
   transferjax demo                                   see it work on real weights and images
   transferjax inspect weights.pth                    what is in a file

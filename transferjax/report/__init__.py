@@ -1,7 +1,10 @@
 """Figures of reports and runs: matplotlib ``Figure`` objects come back, nothing is written."""
 
+from transferjax.report._against import against
 from transferjax.report._comparison import comparison
 from transferjax.report._curves import curves
+from transferjax.report._layers import layers
+from transferjax.report._matrix import matrix
 from transferjax.report._predictions import predictions
 
-__all__ = ["comparison", "curves", "predictions"]
+__all__ = ["against", "comparison", "curves", "layers", "matrix", "predictions"]
