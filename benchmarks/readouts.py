@@ -68,14 +68,13 @@ def logistic_path(x, codes, turns, tolerance=1e-6):
 
     x, wanted = x.astype(np.float64), np.eye(CLASSES)[codes]
     weights = np.ones(len(x))
-    solve = lambda: linear_path(
-        x, wanted, weights, STRENGTHS, softmax_loss, curvature=1 / CLASSES, iterations=1000, tolerance=tolerance
-    )
+    limits = {"curvature": (1e-4, 1 / CLASSES), "iterations": 1000, "tolerance": tolerance}
+    solve = lambda: linear_path(x, wanted, weights, STRENGTHS, softmax_loss, **limits)
     path = solve()
     seconds = timed([solve], turns)
     spent, norms = 0.0, []
     for strength in STRENGTHS:
-        stop = tolerance / 4
+        stop = tolerance / 16
         while True:  # its tolerance is on the largest entry: the time of the fit that reaches the norm counts
             model = LogisticRegression(C=1 / strength, tol=stop, max_iter=10_000)
             begin = time.perf_counter()

@@ -138,16 +138,20 @@ def test_one_pass_mixes_the_domains_and_two_move_the_statistics_one_after_the_ot
     model, passes = recorder()
     source, target = BATCH["inputs"].mean(), BATCH["target_inputs"].mean()
     key = jax.random.key(3)
-    together = tj.objectives.adapt(CROSS_ENTROPY, model, losses.coral)(PARAMS, model.extra, BATCH, key, "body")
+    objective = tj.objectives.adapt(CROSS_ENTROPY, model, losses.coral, together=True)
+    together = objective(PARAMS, model.extra, BATCH, key, "body")
     assert passes == [(2 * COUNT, key, "body")]
     np.testing.assert_allclose(together.extra["seen"], 0.5 * (source + target) / 2, rtol=1e-5)
     passes.clear()
-    objective = tj.objectives.adapt(CROSS_ENTROPY, model, losses.coral, together=False)
+    objective = tj.objectives.adapt(CROSS_ENTROPY, model, losses.coral)  # there is an extra
     apart = objective(PARAMS, model.extra, BATCH, key, True)
     assert [count for count, *_ in passes] == [COUNT, COUNT]
     assert not (jax.random.key_data(passes[0][1]) == jax.random.key_data(passes[1][1])).all()
     np.testing.assert_allclose(apart.extra["seen"], 0.5 * (0.5 * source) + 0.5 * target, rtol=1e-5)
     np.testing.assert_allclose(apart.value, together.value, rtol=1e-5)
+    passes.clear()
+    tj.objectives.adapt(CROSS_ENTROPY, model._replace(extra={}), losses.coral)(PARAMS, model.extra, BATCH, key, True)
+    assert [count for count, *_ in passes] == [2 * COUNT]
 
 
 def test_inputs_may_be_dicts_and_domains_of_unlike_size():

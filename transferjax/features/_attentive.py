@@ -86,10 +86,13 @@ def attentive(
     shift, scale = standardisation(table.reshape(-1, width), np.repeat(counts, positions), standardise)
     scaling = to_float32({"shift": shift[None], "scale": scale[None]})
     loss = {CLASSES: softmax_loss, LABELS: sigmoid_loss, TARGETS: _squared_loss}[targets.kind]
-    arrays = to_float32({"wanted": targets.matrix, "weights": counts / counts.sum(), "pull": pull[0] / counts.sum()})
+    middle = np.average(targets.matrix, axis=0, weights=counts) if targets.kind == TARGETS else 0.0
+    arrays = to_float32(
+        {"wanted": targets.matrix - middle, "weights": counts / counts.sum(), "pull": pull[0] / counts.sum()}
+    )
     found = _train(standardised(scaling, table), arrays, float(tolerance), loss=loss, iterations=int(iterations))
     learned = {name: np.asarray(array) for name, array in found.point.items()}
-    kernel, bias = widen(targets, learned["kernel"], 0.0), widen(targets, learned["bias"], -np.inf)
+    kernel, bias = widen(targets, learned["kernel"], 0.0), widen(targets, learned["bias"] + middle, -np.inf)
     params = {**scaling, **to_float32({"query": learned["query"], "kernel": kernel, "bias": bias})}
     norm = float(found.gradient)
     facts = {"iterations": int(found.iterations), "gradient norm": norm, "converged": norm <= tolerance}

@@ -82,7 +82,7 @@ def logistic(
         as_strengths(strengths),
         "Logistic regression",
         loss=softmax_loss if softmax else sigmoid_loss,
-        curvature=1 / count if softmax else 0.25,
+        curvature=(1e-4, 1 / count if softmax else 0.25),
         free_bias=True,
         standardise=standardise,
         folds=folds,

@@ -65,7 +65,7 @@ def svm(
         as_strengths(strengths),
         "Linear support vector machine",
         loss=squared_hinge_loss,
-        curvature=1.0,
+        curvature=(0.1, 1.0),
         free_bias=False,
         standardise=standardise,
         folds=folds,

@@ -103,7 +103,9 @@ def training_of(
         table, given, weights = table[kept], given[kept], weights[kept]
     targets = as_targets(given, num_classes)
     if targets.kind not in takes:
-        raise DataError(f"{name}() reads out {' or '.join(takes)}; these labels are {targets.kind}. {instead}")
+        raise DataError(
+            f"{name}() reads out {' or '.join(takes)}; these labels are {targets.kind}. {instead} Classes are integers."
+        )
     if (table == table[0]).all():
         raise DataError(
             f"features are constant: all {len(table)} examples have the same. Expected features that differ: look at "

@@ -34,7 +34,7 @@ def optimal_transport(
     Args:
       source: ``[N, d]``, features of the source domain.
       target: ``[M, d]``, features of the target domain; the map holds them.
-      epsilon: the entropy's weight, as a share of the mean squared distance: small is sharp and slow.
+      epsilon: the entropy's weight, as a share of the sum of both domains' variances: small is sharp and slow.
       source_weights: ``[N]``, the mass of every example; ``None``: equal.
       target_weights: ``[M]``, likewise.
       iterations: at most so many of Sinkhorn's.
@@ -64,7 +64,7 @@ def optimal_transport(
         raise TransferError(
             "optimal_transport() needs ott-jax, which is not installed: pip install 'transferjax[transport]'."
         ) from None
-    (source, mean, _), (target, _, _) = moments(source, "source"), moments(target, "target")
+    (source, _, _), (target, _, _) = moments(source, "source"), moments(target, "target")
     check_width("optimal_transport", source, target)
     masses = [as_weights(given, len(part)) for given, part in ((source_weights, source), (target_weights, target))]
     (source, first), (target, second) = (
@@ -74,14 +74,17 @@ def optimal_transport(
         raise TransferError(f"optimal_transport() expects epsilon, a number above 0, got {epsilon!r}.")
     if not is_whole(iterations):
         raise TransferError(f"optimal_transport() expects iterations, a whole number above 0, got {iterations!r}.")
-    x, y = (np.asarray(part, np.float64) - mean for part in (source, target))
-    level = epsilon * float((x**2).sum(1).mean() + (y**2).sum(1).mean() - 2 * x.mean(0) @ y.mean(0))
+    # A shift of either domain changes no plan: without it the costs are small and the entropy's weight fits them.
+    mean, other = first @ np.asarray(source, np.float64), second @ np.asarray(target, np.float64)
+    x, y = source - mean, target - other
+    level = epsilon * float(first @ (x**2).sum(1) + second @ (y**2).sum(1))
     with jax.enable_x64(True):
         batch = 1024 if len(x) * len(y) > ONLINE else None
         cloud = PointCloud(jnp.asarray(x), jnp.asarray(y), epsilon=level, batch_size=batch)
         problem = LinearProblem(cloud, a=jnp.asarray(first), b=jnp.asarray(second))
         solved = Sinkhorn(threshold=1e-4, max_iterations=int(iterations))(problem)
-        potential, distance = np.asarray(solved.g), float(solved.primal_cost)
+        potential = np.asarray(solved.g)
+        distance = float(solved.primal_cost) + float(np.square(mean - other).sum())
         error = max(float(jnp.abs(solved.marginal(axis=n) - mass).sum()) for n, mass in ((1, first), (0, second)))
         converged, taken = bool(solved.converged), int(solved.n_iters)
     if not converged or not np.isfinite(distance):

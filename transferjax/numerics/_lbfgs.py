@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 SEARCH, FLATTER = 30, 0.5
+FADING = 0.2  # about the curvature where a loss is flat, times the mean square of the examples, per strength
 
 
 class Minimum(NamedTuple):
@@ -136,7 +137,7 @@ def linear_path(
     strengths: np.ndarray,
     loss: Callable[[Any, Any], Any],
     *,
-    curvature: float,
+    curvature: tuple[float, float],
     free_bias: bool = True,
     iterations: int = 500,
     tolerance: float = 1e-8,
@@ -152,7 +153,8 @@ def linear_path(
       weights: float64 ``[N]``, not negative.
       strengths: float64 ``[S]``, positive.
       loss: ``(scores [N, K], wanted [N, K]) -> [N]``, convex, a function of a module (it is compiled once).
-      curvature: about the second derivative of the loss by a score.
+      curvature: the least and the largest second derivative of the loss by a score that may be expected. Under a weak
+        penalty examples are fitted so well that the loss is flat around them, which the scaling follows.
       free_bias: the bias is not penalised; otherwise as one more entry of the kernel.
       iterations: at most this many.
       tolerance: a strength is done when the L2 norm of its gradient is at most ``tolerance * sum(weights)``.
@@ -160,11 +162,12 @@ def linear_path(
     Source: Liu and Nocedal, Mathematical Programming 45 (1989), through optax.
 
     >>> path = linear_path(np.array([[-1.0], [1.0]]), np.array([[0.0], [1.0]]), np.ones(2), np.ones(1), sigmoid_loss,
-    ...     curvature=0.25)
-    >>> path.kernels.shape, path.biases.round(6).tolist()
-    ((1, 1, 1), [[0.0]])
+    ...     curvature=(0.01, 0.25))
+    >>> path.kernels.shape, path.biases.shape, bool(path.kernels > 0)
+    ((1, 1, 1), (1, 1), True)
     """
     basis, values = principal_basis(features, weights)
+    size = max(values.sum() / weights.sum(), np.finfo(np.float64).tiny)
     with jax.enable_x64(True):
         found = _solve_path(
             features @ basis,
@@ -172,7 +175,7 @@ def linear_path(
             wanted,
             weights,
             strengths,
-            np.broadcast_to(np.asarray(curvature, np.float64), strengths.shape),
+            np.clip(FADING * strengths / size, *curvature),
             float(not free_bias),
             float(tolerance),
             loss=loss,
@@ -184,70 +187,93 @@ def linear_path(
 
 @functools.partial(jax.jit, static_argnames=("loss", "iterations"))
 def _solve_path(x, values, wanted, weights, strengths, curvature, penal, tolerance, *, loss, iterations):
-    """The path in a basis in which ``x.T @ (weights * x)`` is ``diag(values)``."""
-    total = weights.sum()
-    transform = optax.scale_by_lbfgs()
-    loss_of = lambda scores: weights @ loss(scores, wanted)
+    """The path in a basis in which ``x.T @ (weights * x)`` is ``diag(values)``.
+
+    Models are ``[S, d, K]`` and ``[S, K]``, scores ``[N, S, K]``. All strengths take their steps together, and those
+    that are done stand still, so that nothing is copied to keep them.
+    """
+    limit = tolerance * weights.sum()
+    pull = strengths[:, None, None], strengths[:, None] * penal
+    bends = curvature[:, None] * values + strengths[:, None], curvature * weights.sum() + penal * strengths
+    scale = 1 / jnp.sqrt(bends[0])[:, :, None], 1 / jnp.sqrt(bends[1])[:, None]
     product = lambda one, other: jax.tree.map(jnp.multiply, one, other)
+    inner = lambda one, other: sum(jnp.einsum("s...,s...->s", *pair) for pair in zip(one, other))
+    loss_of = lambda scores: weights @ loss(scores, wanted[:, None])
+    start, directions = _shared_lbfgs()
 
-    def one(strength, curvature):
-        pull = (strength, strength * penal)
-        scale = (1 / jnp.sqrt(curvature * values + pull[0])[:, None], 1 / jnp.sqrt(curvature * total + pull[1]))
+    def gradient_at(model, scores):
+        push = jax.grad(lambda scores: loss_of(scores).sum())(scores)
+        return jnp.einsum("nd,nsk->sdk", x, push) + pull[0] * model[0], push.sum(0) + pull[1] * model[1]
 
-        def gradient_at(model, scores):
-            push = jax.grad(loss_of)(scores)
-            return x.T @ push + pull[0] * model[0], push.sum(0) + pull[1] * model[1]
+    def step_length(model, scores, along, moved, open_):
+        lean, bend = inner(product(pull, along), model), inner(product(pull, along), along)
+        line = lambda t: loss_of(scores + t[:, None] * moved) + t * lean + 0.5 * t * t * bend
+        return _lowest(line, open_)
 
-        def step_length(model, scores, along, moved):
-            lean = sum(p * (a * m).sum() for p, a, m in zip(pull, along, model))
-            bend = sum(p * (a * a).sum() for p, a in zip(pull, along))
-            return _lowest(lambda t: loss_of(scores + t * moved) + t * lean + 0.5 * t * t * bend)
+    def again(carry):
+        _, _, _, _, norm, number = carry
+        return (number < iterations).all() & (norm > limit).any()
 
-        def again(carry):
-            _, _, _, _, norm, number = carry
-            return (number < iterations) & (norm > tolerance * total)
+    def turn(carry):
+        point, scores, gradient, state, norm, number = carry
+        updates, state = directions(product(gradient, scale), state, point)
+        along = product(updates, jax.tree.map(jnp.negative, scale))
+        moved = jnp.einsum("nd,sdk->nsk", x, along[0]) + along[1]
+        t = step_length(product(point, scale), scores, along, moved, norm > limit)
+        point = point[0] - t[:, None, None] * updates[0], point[1] - t[:, None] * updates[1]
+        scores = scores + t[:, None] * moved
+        gradient = gradient_at(product(point, scale), scores)
+        return point, scores, gradient, state, jnp.sqrt(inner(gradient, gradient)), number + (norm > limit)
 
-        def turn(carry):
-            point, scores, gradient, state, _, number = carry
-            updates, state = transform.update(product(gradient, scale), state, point)
-            along = product(updates, jax.tree.map(jnp.negative, scale))
-            moved = x @ along[0] + along[1]
-            t = step_length(product(point, scale), scores, along, moved)
-            point = jax.tree.map(lambda p, u: p - t * u, point, updates)
-            scores = scores + t * moved
-            gradient = gradient_at(product(point, scale), scores)
-            return point, scores, gradient, state, optax.tree.norm(gradient), number + 1
-
-        point = jnp.zeros((x.shape[1], wanted.shape[1])), jnp.zeros(wanted.shape[1])
-        scores = jnp.zeros(wanted.shape)
-        gradient = gradient_at(point, scores)
-        carry = (point, scores, gradient, transform.init(point), optax.tree.norm(gradient), 0)
-        point, _, _, _, norm, number = jax.lax.while_loop(again, turn, carry)
-        kernel, bias = product(point, scale)
-        return kernel, bias, norm / total, number
-
-    return jax.vmap(one)(strengths, curvature)
+    count, columns = len(strengths), wanted.shape[1]
+    point = jnp.zeros((count, x.shape[1], columns)), jnp.zeros((count, columns))
+    scores = jnp.zeros((len(x), count, columns))
+    gradient = gradient_at(point, scores)
+    norm, number = jnp.sqrt(inner(gradient, gradient)), jnp.zeros(count, int)
+    carry = (point, scores, gradient, start(point), norm, number)
+    point, _, _, _, norm, number = jax.lax.while_loop(again, turn, carry)
+    kernels, biases = product(point, scale)
+    return kernels, biases, norm / weights.sum(), number
 
 
-def _lowest(value: Callable[[Any], Any]) -> Any:
-    """About where a convex function of a number that falls at 0 is lowest: Newton steps, kept between known bounds."""
-    ones = jnp.ones(())
-    slope_at = lambda t: jax.jvp(value, (t,), (ones,))[1]
+def _shared_lbfgs() -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]:
+    """L-BFGS of optax for many problems in step: one counter, the axis of the memory before theirs."""
+    transform = optax.scale_by_lbfgs()
+    axes = optax.ScaleByLBFGSState(None, 0, 0, 1, 1, 0)  # pyright: ignore[reportArgumentType]
+
+    def start(points):
+        state: Any = jax.vmap(transform.init, out_axes=axes._replace(count=0))(points)
+        return state._replace(count=state.count[0])
+
+    return start, jax.vmap(transform.update, in_axes=(0, axes, 0), out_axes=(0, axes))
+
+
+def _lowest(values: Callable[[Any], Any], open_: Any) -> Any:
+    """About where convex functions of a number that fall at 0 are lowest: Newton steps, kept between known bounds.
+
+    Args:
+      values: ``[S] -> [S]``, each of its own number.
+      open_: bool ``[S]``; the answer for the others is 0.
+    """
+    ones = jnp.ones(open_.shape)
+    slope_at = lambda t: jax.jvp(values, (t,), (ones,))[1]
     slopes = lambda t: jax.jvp(slope_at, (t,), (ones,))
-    steepest = abs(slope_at(jnp.zeros(())))
+    enough = FLATTER * abs(slope_at(0 * ones))
+    steep = lambda slope: open_ & (abs(slope) > enough)
 
     def again(carry):
         _, _, _, slope, _, number = carry
-        return (number < SEARCH) & (abs(slope) > FLATTER * steepest)
+        return (number < SEARCH) & steep(slope).any()
 
     def turn(carry):
         t, low, high, slope, bend, number = carry
         low, high = jnp.where(slope < 0, t, low), jnp.where(slope < 0, high, t)
         newton = t - slope / bend
         middle = jnp.where(jnp.isinf(high), 2 * t, (low + high) / 2)
-        t = jnp.where((newton > low) & (newton < high), newton, middle)
+        t = jnp.where(steep(slope), jnp.where((newton > low) & (newton < high), newton, middle), t)
         slope, bend = slopes(t)
         return t, low, high, slope, bend, number + 1
 
     slope, bend = slopes(ones)
-    return jax.lax.while_loop(again, turn, (ones, 0 * ones, ones + jnp.inf, slope, bend, 0))[0]
+    t = jax.lax.while_loop(again, turn, (ones, 0 * ones, ones + jnp.inf, slope, bend, 0))[0]
+    return jnp.where(open_, t, 0.0)

@@ -34,14 +34,15 @@ def adapt(
     *,
     at: Selector | str | None = None,
     weight: float | Array = 1.0,
-    together: bool = True,
+    together: bool | None = None,
 ) -> Partial:
     """A supervised objective on the source plus the distance of two domains: ``supervised + weight * loss``.
 
     The batch holds ``inputs`` and ``labels`` of the source and ``target_inputs`` without labels, as many of each.
-    Source and target go through the network in one pass, so that BatchNorm normalises and averages over both: the new
-    ``extra`` holds the statistics of the mixture. With ``together=False`` they go one after the other, each normalised
-    by its own statistics; the averages move by the source's first and then by the target's.
+    Without BatchNorm (``extra`` is empty) both domains go through the network in one pass. With it they go one after
+    the other, each normalised by its own statistics, and the averages in the new ``extra`` move by the source's first
+    and then by the target's: a network that normalises a mixture can match the domains' moments and still mix up
+    their classes.
 
     Args:
       supervised: what makes the supervised objective of a network: ``tj.objectives.cross_entropy`` itself, or
@@ -53,7 +54,7 @@ def adapt(
       at: module paths whose outputs are compared, averaged over positions; several are summed over. ``None``: the
         outputs of the network.
       weight: of the loss; a leaf.
-      together: whether both domains share one pass.
+      together: whether both domains share one pass; BatchNorm then normalises, and averages, over the mixture.
 
     Returns:
       An ``Objective`` with the metrics of the supervised one and ``alignment``. ``batch["weight"]`` weighs the
@@ -97,7 +98,7 @@ def jan(
     at: Selector | str,
     weight: float | Array = 1.0,
     sigma: float | None = 0.92,
-    together: bool = True,
+    together: bool | None = None,
 ) -> Partial:
     """Joint adaptation: the joint discrepancy of some layers and of the predictions, added to a supervised objective.
 
@@ -132,7 +133,7 @@ def objective_of(
     alignment: Partial,
     at: Selector | str | None,
     weight: Any,
-    together: bool,
+    together: bool | None,
 ) -> Partial:
     """The frame of the others: ``alignment(params, domains) -> (value, metrics)`` beside a supervised objective.
 
@@ -147,7 +148,8 @@ def objective_of(
     if not isinstance(model, Model) or (at is not None and model.capture is None):
         got = "capture is None" if isinstance(model, Model) else f"got {describe(model)}"
         raise TransferError(f"{name}() expects a Model that can say what its modules make; {got}. Use tj.interop.")
-    forward = _Both(model.apply, model.capture, None if at is None else as_selector(at), bool(together))
+    shared = not jax.tree.leaves(model.extra) if together is None else bool(together)
+    forward = _Both(model.apply, model.capture, None if at is None else as_selector(at), shared)
     return Partial(_adapted, as_partial(supervised(Partial(_given))), Partial(forward), alignment, weight)
 
 

@@ -61,7 +61,7 @@ def dann(
     steps: int | None = None,
     progress: float | Array | None = None,
     weight: float | Array = 1.0,
-    together: bool = True,
+    together: bool | None = None,
 ) -> Partial:
     """Domain-adversarial training: a discriminator learns to tell the domains apart, the features learn to prevent it.
 
@@ -113,7 +113,7 @@ def cdan(
     progress: float | Array | None = None,
     weight: float | Array = 1.0,
     entropy_conditioning: bool = False,
-    together: bool = True,
+    together: bool | None = None,
 ) -> Partial:
     """:func:`dann` on the outer product of predictions and features: domains match class by class.
 
@@ -161,7 +161,7 @@ def mdd(
     weight: float | Array = 1.0,
     margin: float | Array = 4.0,
     reversed_by: float | Array = 0.1,
-    together: bool = True,
+    together: bool | None = None,
 ) -> Partial:
     """Margin disparity discrepancy: a second classifier agrees on the source and disagrees on the target.
 
