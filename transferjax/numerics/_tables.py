@@ -38,7 +38,7 @@ def as_features(features: Any, name: str = "features", *, least: int = 1) -> np.
     dtype('float64')
     """
     table = np.asarray(features)
-    if table.ndim != 2 or table.dtype.kind not in "fiub" and table.dtype.name != "bfloat16":
+    if table.ndim != 2 or (table.dtype.kind not in "fiub" and table.dtype.name != "bfloat16"):
         raise DataError(
             f"{name} are {describe(table)}; expected numbers [N, d], one row per example. Maps [N, h, w, c] are pooled "
             "first: x.mean((1, 2))."
