@@ -28,6 +28,7 @@ CORE = {"jax", "numpy", "optax", "ml_dtypes"}
 ALLOWED = {
     **{name: CORE for name, floor in FLOORS.items() if floor <= 2 or name == "finetune"},
     "features": CORE | {"ott"},
+    "scores": CORE | {"ott"},
     "interop": CORE | {"flax"},
     "report": CORE | {"matplotlib"},
     "models": CORE | {"flax"},

@@ -14,6 +14,7 @@ AS_THEY_ARE = ("parc",)
 SIDES = {
     "leep": lambda f, y: scores.leep(np.exp(f) / np.exp(f).sum(1, keepdims=True), y),
     "nce": lambda f, y: scores.nce(f.argmax(1), y),
+    "otdd": lambda f, y: scores.otdd(f, y, np.sin(f) + 1, y),
 }
 PAIRS = ("a_distance", "linear_cka", "mmd", "rbf_cka")
 NEITHER = {"cka_matrix", "task2vec", "task2vec_distance"}  # return an array, or take no features

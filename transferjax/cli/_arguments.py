@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -38,6 +39,24 @@ def fraction(text: str) -> float:
 def counts(text: str) -> list[int]:
     """Whole numbers with commas between."""
     return [natural(part) for part in text.split(",")]
+
+
+def some_of(what: str, known: Sequence[str], usual: Sequence[str]) -> tuple[Callable[[str], list[str]], str]:
+    """The type and the help of an option that takes names with commas between, each of those that are known.
+
+    >>> some_of("score", ("logme", "gbc"), ("gbc",))[0]("gbc,logme")
+    ['gbc', 'logme']
+    """
+    listed = f"of {', '.join(known)} ({','.join(usual)})"
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        strange = [name for name in found if name not in known]
+        if strange:
+            raise argparse.ArgumentTypeError(f"'{strange[0]}' is no {what}; expected some {listed}")
+        return found
+
+    return names, listed
 
 
 def _number(text: str, kind: Any, holds: Any, expected: str) -> Any:

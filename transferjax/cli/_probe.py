@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from transferjax.cli._arguments import verb
+from transferjax.cli._arguments import some_of, verb
 from transferjax.cli._console import note, show
 
 READOUTS = ("ridge", "logistic", "svm", "knn", "nearest_mean", "lda")
+USUAL = ["ridge", "knn"]
 COLUMNS = ("read-out", "accuracy", "seconds")
 
 
@@ -36,19 +37,9 @@ def add(verbs: Any) -> None:
     parser.add_argument("--model", default="efficientnet_lite0", help=named)
     parser.add_argument("--weights", metavar="PATH", default="auto", help="weight file, 'auto' or 'none' (auto)")
     parser.add_argument("--layers", metavar="GLOB", help="module paths whose outputs are features too (none)")
-    parser.add_argument("--readouts", type=_readouts, default=["ridge", "knn"], metavar="LIST", help=_LIST)
+    names, listed = some_of("read-out", READOUTS, USUAL)
+    parser.add_argument("--readouts", type=names, default=USUAL, metavar="LIST", help=listed)
     parser.add_argument("--output", metavar="DIR", help="new directory for a report and pictures (none)")
-
-
-_LIST = f"of {', '.join(READOUTS)} (ridge,knn)"
-
-
-def _readouts(text: str) -> list[str]:
-    names = text.split(",")
-    strange = [name for name in names if name not in READOUTS]
-    if strange:
-        raise argparse.ArgumentTypeError(f"'{strange[0]}' is no read-out; expected some {_LIST}")
-    return names
 
 
 def run(arguments: argparse.Namespace) -> int:

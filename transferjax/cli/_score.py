@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from transferjax.cli._arguments import verb
+from transferjax.cli._arguments import some_of, verb
 from transferjax.cli._console import note, show
 
 SCORES = ("logme", "h_score_regularized", "nleep", "transrate", "gbc", "knn_accuracy")
@@ -29,18 +29,8 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--model", action="append", required=True, help="of the zoo, or module:function; may be repeated"
     )
-    parser.add_argument("--scores", type=_scores, default=USUAL, metavar="LIST", help=_LIST)
-
-
-_LIST = f"of {', '.join(SCORES)} ({','.join(USUAL)})"
-
-
-def _scores(text: str) -> list[str]:
-    names = text.split(",")
-    strange = [name for name in names if name not in SCORES]
-    if strange:
-        raise argparse.ArgumentTypeError(f"'{strange[0]}' is no score; expected some {_LIST}")
-    return names
+    names, listed = some_of("score", SCORES, USUAL)
+    parser.add_argument("--scores", type=names, default=USUAL, metavar="LIST", help=listed)
 
 
 def run(arguments: argparse.Namespace) -> int:
