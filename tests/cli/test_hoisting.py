@@ -63,6 +63,11 @@ def test_a_quantised_base_is_trained_evaluated_and_resumed(finetune, capsys, kin
     assert main(["finetune", "--resume", "--output", "run"]) == 0
 
 
+def test_a_wrong_selector_is_named_when_quantising_too(finetune, capsys):
+    assert finetune("--quantise", "int8", tuning="train:heda/**") == 1
+    assert "selector 'heda/**' matched none of" in capsys.readouterr().err
+
+
 def test_quantising_where_nothing_is_frozen_raises(finetune, capsys):
     assert finetune("--quantise", "int8", tuning="full") == 1
     assert (

@@ -127,6 +127,9 @@ def make_recipe(config: Mapping[str, Any], example: Any = None) -> Recipe:
 
 
 def _to_quantise(tuning: tj.Tuning, params: Any) -> Any:
+    import jax
+
+    jax.eval_shape(tuning.init, jax.random.key(0), params)  # what is wrong with the tuning itself is said first
     try:
         return tj.tuning.frozen_matrices(tuning, params)
     except tj.SelectionError as error:
