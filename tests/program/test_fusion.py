@@ -27,6 +27,9 @@ def test_cheap_values_are_computed_again_and_dear_ones_once():
     twice = lambda f: lambda x, w: (jnp.sin(f(x)), jnp.cos(f(x) + w))
     assert kernels(twice(jnp.negative)) == ["sin", "cos"]
     assert kernels(twice(jnp.exp)) == ["exp", "sin", "cos"]
+    multiplied = lambda f: lambda x, w: (f(x) @ w, f(x) + w)
+    assert kernels(multiplied(jnp.negative)) == ["neg", "dot_general", "add"]
+    assert kernels(multiplied(jnp.exp)) == ["exp", "dot_general", "add"]
 
 
 def test_a_value_of_several_arrays_that_a_product_reads_is_written_once():

@@ -167,6 +167,11 @@ def test_softmax_attention_whose_results_are_summed():
     agree(gradients(attend, 1), array(4, 32, 64), {n: array(64, 64) for n in "qkv"})
 
 
+@pytest.mark.xfail(strict=True, reason="XLA sums some products inside one library call, whose room it does not count")
+def test_products_that_are_only_summed():
+    agree(lambda x, w: jnp.sum(jnp.tanh(x @ w) @ w), array(256, 32), array(32, 32))
+
+
 def test_convolutions_and_pooling():
     def loss(kernel, x):
         x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
