@@ -229,7 +229,7 @@ def batches(
     return Batches(dataclasses.replace(load, source=kept), options, skipped)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # two passes side by side, each at the border of two epochs
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of one epoch; numpy promises that ``RandomState`` draws the same numbers in every version."""
     return np.random.RandomState([seed, epoch]).permutation(count)
