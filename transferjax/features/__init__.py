@@ -2,7 +2,7 @@
 
 from transferjax.features._attentive import attentive
 from transferjax.features._choice import best_layer, head2toe
-from transferjax.features._extract import extract, raw_inputs
+from transferjax.features._extract import bag_of_tokens, extract, raw_inputs
 from transferjax.features._gaussian_process import gaussian_process
 from transferjax.features._lda import lda
 from transferjax.features._logistic import logistic
@@ -18,7 +18,7 @@ from transferjax.features._table import FeatureTable, attention_pool, class_toke
 from transferjax.features._transport import optimal_transport
 
 __all__ = [
-    "FeatureMap", "FeatureTable", "Readout", "attention_pool", "attentive", "best_layer", "cca", "class_token", "coral",
+    "FeatureMap", "FeatureTable", "Readout", "attention_pool", "attentive", "bag_of_tokens", "best_layer", "cca", "class_token", "coral",
     "extract", "flatten", "gaussian_process", "head2toe", "knn", "layer_mixing", "lda", "logistic", "match_layers",
     "max_pool", "mean_pool", "nearest_mean", "optimal_transport", "pca", "procrustes", "raw_inputs", "receive", "ridge",
     "ridge_map", "stitch", "subspace_alignment", "svm", "whiten",

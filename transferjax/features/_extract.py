@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transferjax._errors import DataError, SelectionError, describe, listing
+from transferjax._errors import DataError, SelectionError, describe, is_whole, listing
 from transferjax._types import Batch, Cache, Model
 from transferjax.features._table import FeatureTable, Pool, flatten, mean_pool
 from transferjax.tree import Selector, natural
@@ -42,7 +42,8 @@ def extract(
         examples it holds are read and not computed, so that a pass that was interrupted goes on.
 
     Returns:
-      A :class:`FeatureTable`: one array per selected module, in the order of their paths, then ``outputs``.
+      A :class:`FeatureTable`: one array per selected module, in the order of their paths, then ``outputs``, or of a
+      network whose outputs have names ``outputs/NAME`` for each.
 
     Raises:
       DataError: there is no batch, one lacks ``inputs`` or ``id``, or an example comes twice.
@@ -76,9 +77,9 @@ def extract(
     if not parts:
         raise DataError("extract() got no batch. Expected at least one: check the data set.")
     joined = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0] if name != "weight"}
-    ids, labels, last = joined.pop("id"), joined.pop(LABELS, None), joined.pop(OUTPUTS)
-    layers = {name: joined[name] for name in sorted(joined, key=natural)}
-    return FeatureTable({**layers, OUTPUTS: last}, ids, labels)
+    ids, labels = joined.pop("id"), joined.pop(LABELS, None)
+    order = sorted(joined, key=lambda name: (name.split("/")[0] == OUTPUTS, natural(name)))
+    return FeatureTable({name: joined[name] for name in order}, ids, labels)
 
 
 def raw_inputs(batches: Iterable[Batch]) -> FeatureTable:
@@ -95,15 +96,46 @@ def raw_inputs(batches: Iterable[Batch]) -> FeatureTable:
         if isinstance(batch["inputs"], Mapping):
             raise DataError(
                 f"the inputs are a dict of {listing(sorted(batch['inputs']))}; expected one array. Tokens are no "
-                "features: take those of a network."
+                "features: take those of a network, or bag_of_tokens."
             )
-        inputs = flatten(np.asarray(batch["inputs"])).astype(np.float32)
-        parts.append({"inputs": inputs, **{name: np.asarray(batch[name]) for name in ("id", LABELS) if name in batch}})
-    if not parts:
-        raise DataError("raw_inputs() got no batch. Expected at least one: check the data set.")
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ids, labels = joined.pop("id"), joined.pop(LABELS, None)
-    return FeatureTable(joined, ids, labels)
+        parts.append({**_kept(batch), "inputs": flatten(np.asarray(batch["inputs"])).astype(np.float32)})
+    return _table(parts, "raw_inputs")
+
+
+def bag_of_tokens(batches: Iterable[Batch], *, width: int = 2048, inputs: str = "input_ids") -> FeatureTable:
+    """Which tokens a text has, as features ``[N, width]`` float32: what a network of texts has to beat.
+
+    A token's column is its number modulo ``width``; each value is the logarithm of one more than how often the text
+    has it. Padding, where ``attention_mask`` is 0, is left out. What a rare token is worth, is the read-out's to find.
+
+    Args:
+      batches: dicts with ``inputs``, with tokens ``[B, T]`` by name and maybe ``attention_mask``, and ``id``.
+      width: columns.
+      inputs: the name of the tokens.
+
+    Raises:
+      DataError: as :func:`extract`, or there are no such tokens, or ``width`` is no whole number above 0.
+
+    >>> tokens = {"input_ids": np.array([[5, 5, 0]]), "attention_mask": np.array([[1, 1, 0]])}
+    >>> bag_of_tokens([{"inputs": tokens, "id": np.arange(1)}], width=8)["inputs"].round(2).tolist()
+    [[0.0, 0.0, 0.0, 0.0, 0.0, 1.1, 0.0, 0.0]]
+    """
+    if not is_whole(width) or width < 1:
+        raise DataError(f"width is {width!r}; expected a whole number of columns above 0.")
+    parts = []
+    for batch in _checked(batches):
+        tokens = batch["inputs"].get(inputs) if isinstance(batch["inputs"], Mapping) else None
+        if tokens is None or np.ndim(tokens) != 2 or np.asarray(tokens).dtype.kind not in "iu":
+            raise DataError(
+                f"the inputs are {describe(batch['inputs'])}; expected a dict with '{inputs}' [B, T] integers, as "
+                "data.tokenizer gives. Of images, take raw_inputs."
+            )
+        there = np.asarray(batch["inputs"].get("attention_mask", np.ones(np.shape(tokens)))) != 0
+        rows = np.broadcast_to(np.arange(len(tokens))[:, None], there.shape)
+        counts = np.zeros((len(tokens), width), np.float32)
+        np.add.at(counts, (rows[there], np.asarray(tokens)[there] % width), 1)
+        parts.append({**_kept(batch), "inputs": np.log1p(counts)})
+    return _table(parts, "bag_of_tokens")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # so that a second pass compiles nothing
@@ -112,7 +144,7 @@ def _forward(apply: Any, capture: Any, at: Any, pool: Pool | None, params: Any, 
         outputs, captured = apply(params, extra, inputs)[0], {}
     else:
         outputs, _, captured = capture(params, extra, inputs, at)
-    found = {**captured, OUTPUTS: outputs}
+    found = {**captured, **_named(outputs)}
     for name, array in found.items():
         if not hasattr(array, "ndim") or array.ndim < 2:
             raise SelectionError(
@@ -121,12 +153,31 @@ def _forward(apply: Any, capture: Any, at: Any, pool: Pool | None, params: Any, 
     return found if pool is None else {name: pool(array) for name, array in found.items()}
 
 
+def _named(outputs: Any) -> dict[str, Any]:
+    """Outputs with names keep them, as ``outputs/embedding``."""
+    if isinstance(outputs, Mapping):
+        return {f"{OUTPUTS}/{name}": array for name, array in outputs.items()}
+    return {OUTPUTS: outputs}
+
+
 def _checked(batches: Iterable[Batch]) -> Iterator[Batch]:
     for batch in batches:
         if not isinstance(batch, Mapping) or not {"inputs", "id"} <= set(batch):
             has = listing(sorted(batch)) if isinstance(batch, Mapping) else describe(batch)
             raise DataError(f"a batch has {has}; expected a dict with 'inputs' and 'id'. tj.data.batches gives both.")
         yield batch
+
+
+def _kept(batch: Batch) -> dict[str, np.ndarray]:
+    return {name: np.asarray(batch[name]) for name in ("id", LABELS) if name in batch}
+
+
+def _table(parts: list[dict[str, np.ndarray]], name: str) -> FeatureTable:
+    if not parts:
+        raise DataError(f"{name}() got no batch. Expected at least one: check the data set.")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    ids, labels = joined.pop("id"), joined.pop(LABELS, None)
+    return FeatureTable(joined, ids, labels)
 
 
 def _unread(batches: Any, checked: Iterator[Batch], cache: Any) -> Iterator[Batch]:
