@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
+import itertools
 import pathlib
 
 import numpy as np
@@ -135,7 +136,7 @@ class Small(nnx.Module):
 
     def __init__(self, outputs: int, rngs: nnx.Rngs):
         widths = (3, 32, 64, 128)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.convolutions = nnx.List([nnx.Conv(a, b, (3, 3), use_bias=False, rngs=rngs) for a, b in pairs])
         self.norms = nnx.List([nnx.BatchNorm(b, rngs=rngs) for _, b in pairs])
         self.body = nnx.Linear(3 * 3 * 128, 128, rngs=rngs)

@@ -88,14 +88,8 @@ def features(folder: pathlib.Path, data: str, source: str):
         else:
             modality = "text" if source == "minilm" else "image"
             model = network(folder, source, 0)
-            batches = [
-                {
-                    "inputs": as_inputs(whole["inputs"][n : n + AT_ONCE], modality),
-                    "id": np.arange(n, min(n + AT_ONCE, e)),
-                }
-                for e in [len(whole["labels"])]
-                for n in range(0, e, AT_ONCE)
-            ]
+            parts = np.array_split(np.arange(len(whole["labels"])), -(-len(whole["labels"]) // AT_ONCE))
+            batches = [{"inputs": as_inputs(whole["inputs"][rows], modality), "id": rows} for rows in parts]
             found = tj.features.extract(model, batches, at=LAYERS.get(source)).arrays
         path.parent.mkdir(exist_ok=True)
         seconds = (time.perf_counter() - begin) / len(whole["labels"])
@@ -174,7 +168,8 @@ def read_out(folder, target, strategy, seed):
         found = tj.features.head2toe(part, labels[train])
         held = table.take(test).concatenated(names)
     else:
-        found = tj.features.ridge(table[names[-1]][train], labels[train])
+        fit = tj.features.ridge if strategy.optimizer == "closed form" else tj.features.logistic
+        found = fit(table[names[-1]][train], labels[train])
         held = table[names[-1]][test]
     return float((np.asarray(found.predict(found.params, held)).argmax(-1) == labels[test]).mean())
 
@@ -209,6 +204,18 @@ def run(folder: pathlib.Path, part: tuple[int, int]) -> None:
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row, flush=True)
+
+
+def known(folder, target, train):
+    """Every source of a target as a candidate: its features of the training rows, and its size."""
+    found = {}
+    for strategy in STRATEGIES:
+        source = strategy.source
+        if source != "none" and strategy.on(target) and source not in found:
+            leaves = [] if source == "raw" else jax.tree.leaves(network(folder, source, 0).params)
+            table = features(folder, target.data, source).take(train)
+            found[source] = tj.advise.Candidate(table, sum(leaf.size for leaf in leaves))
+    return found
 
 
 def _key(row) -> tuple:
