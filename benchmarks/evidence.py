@@ -14,6 +14,7 @@ The rates are those of ``RATES``, chosen among the values of ``TRIED`` on tasks 
     python benchmarks/evidence.py DIR --prepare    # networks and features, kept in DIR
     python benchmarks/evidence.py DIR --rates      # accuracies of TRIED on the tasks kept for it
     python benchmarks/evidence.py DIR --run        # all runs; --part 0/2 and --part 1/2 for two processes
+    python benchmarks/evidence.py DIR --tasks      # what is known of every task beforehand; --part likewise
     python benchmarks/evidence.py DIR --tables     # writes transferjax/advise/evidence/*.csv
     python benchmarks/evidence.py DIR --check      # leaves each target out; 1 when a bound is missed
 
@@ -167,7 +168,7 @@ def rate_of(strategy: Strategy) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="data, and what is kept between the steps")
-    for name in ("prepare", "rates", "run", "tables", "check"):
+    for name in ("prepare", "rates", "run", "tasks", "tables", "check"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--part", default="0/1", metavar="K/N", help="the K-th of N parts of --rates or --run (0/1)")
     arguments = parser.parse_args()
@@ -181,6 +182,8 @@ def main() -> int:
         evidence_runs.rates(arguments.folder, part)
     if arguments.run:
         evidence_runs.run(arguments.folder, part)
+    if arguments.tasks:
+        evidence_tables.describe(arguments.folder, part)
     if arguments.tables:
         evidence_tables.write(arguments.folder)
     return evidence_tables.check() if arguments.check else 0

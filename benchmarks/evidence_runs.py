@@ -168,7 +168,8 @@ def read_out(folder, target, strategy, seed):
         found = tj.features.head2toe(part, labels[train])
         held = table.take(test).concatenated(names)
     else:
-        fit = tj.features.ridge if strategy.optimizer == "closed form" else tj.features.logistic
+        logistic = functools.partial(tj.features.logistic, folds=3, tolerance=1e-5)
+        fit = tj.features.ridge if strategy.optimizer == "closed form" else logistic
         found = fit(table[names[-1]][train], labels[train])
         held = table[names[-1]][test]
     return float((np.asarray(found.predict(found.params, held)).argmax(-1) == labels[test]).mean())
@@ -188,34 +189,28 @@ def run(folder: pathlib.Path, part: tuple[int, int]) -> None:
     """Every run that is not on record yet, each a line of ``runs-K.jsonl``."""
     path = folder / "kept" / f"runs-{part[0]}.jsonl"
     done = {_key(row) for file in path.parent.glob("runs-*.jsonl") for row in map(json.loads, file.open())}
-    for seed in SEEDS:
-        for target in TARGETS[part[0] :: part[1]]:
-            for strategy in STRATEGIES:
-                for steps in strategy.steps() if strategy.on(target) else ():
-                    row = {"target": target.name, "strategy": strategy.name, "steps": steps, "seed": seed}
-                    if _key(row) in done:
-                        continue
-                    begin = time.perf_counter()
-                    if steps:
-                        found = finetuned(folder, target, strategy, steps, seed, rate_of(strategy))
-                    else:
-                        found = read_out(folder, target, strategy, seed)
-                    row = {**row, "accuracy": found, "seconds": round(time.perf_counter() - begin, 2)}
-                    with path.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
-
-
-def known(folder, target, train):
-    """Every source of a target as a candidate: its features of the training rows, and its size."""
-    found = {}
-    for strategy in STRATEGIES:
-        source = strategy.source
-        if source != "none" and strategy.on(target) and source not in found:
-            leaves = [] if source == "raw" else jax.tree.leaves(network(folder, source, 0).params)
-            table = features(folder, target.data, source).take(train)
-            found[source] = tj.advise.Candidate(table, sum(leaf.size for leaf in leaves))
-    return found
+    wanted = [
+        (target, strategy, {"target": target.name, "strategy": strategy.name, "steps": steps, "seed": seed})
+        for seed in SEEDS
+        for target in TARGETS
+        for strategy in STRATEGIES
+        for steps in (strategy.steps() if strategy.on(target) else ())
+    ]
+    left = [found for found in wanted if _key(found[-1]) not in done]
+    names = list(dict.fromkeys((row["target"], row["seed"]) for _, _, row in left))
+    mine = set(names[part[0] :: part[1]])
+    for target, strategy, row in left:
+        if (row["target"], row["seed"]) in mine:
+            seed, steps = row["seed"], row["steps"]
+            begin = time.perf_counter()
+            if steps:
+                found = finetuned(folder, target, strategy, steps, seed, rate_of(strategy))
+            else:
+                found = read_out(folder, target, strategy, seed)
+            row = {**row, "accuracy": found, "seconds": round(time.perf_counter() - begin, 2)}
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
 
 
 def _key(row) -> tuple:

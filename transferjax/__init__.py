@@ -36,6 +36,7 @@ from transferjax.tuning import bias_only, chain, dora, full, ia3, last, lora, no
 
 if TYPE_CHECKING:
     from transferjax import (
+        advise,
         cli,
         data,
         features,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ON_FIRST_ACCESS = (
+    "advise",
     "cli",
     "data",
     "features",
@@ -100,7 +102,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Best", "CheckpointError", "DataError", "FinetuneState", "Hole", "LawError", "Loss", "Model", "NonFiniteError",
     "Objective", "PlanError", "Preprocess", "Report", "SelectionError", "Selector", "TransferError", "Tuning",
-    "bias_only", "chain", "cli", "copy", "data", "dora", "early_stopping", "everything", "explain", "extend",
+    "advise", "bias_only", "chain", "cli", "copy", "data", "dora", "early_stopping", "everything", "explain", "extend",
     "features", "fill", "finetune", "fit", "fit_memory", "frozen_is_frozen", "full", "glob", "hoist", "ia3", "init",
     "interop", "io", "label", "last", "lora", "make_eval", "make_step", "mask", "models", "norm_only", "numerics",
     "objectives", "optim", "paths", "per_group", "program", "regex", "report", "scores", "split", "stages", "strip",

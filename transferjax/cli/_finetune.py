@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from transferjax.cli._arguments import count, fraction, natural, verb
@@ -64,6 +65,9 @@ def add(verbs: Any) -> None:
     how.add_argument("--sweep", type=sweep_text, action="append", metavar="NAME=VALUES", help=SWEEP_HELP)
     where = parser.add_argument_group("where")
     where.add_argument("--output", required=True, metavar="DIR", help="directory of the run; must be new")
+    where.add_argument(
+        "--evidence", metavar="DIR", help="your own runs, which advise rests on; this one is added (none)"
+    )
     where.add_argument("--resume", action="store_true", help="go on with the run in --output; needs no other option")
 
 
@@ -110,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise tj.TransferError("--sweep cannot go on with --resume: a sweep is kept when it is done. Start a new one.")
     settings = _resumed(resumed, given) if resumed else {**DEFAULTS, **given}
     settings, source = with_classes(settings)
+    if arguments.evidence and not settings["validation"]:
+        raise tj.DataError("--evidence keeps what a run is worth on images it has not seen: give --validation too.")
     recipe = make_recipe(settings, first_images(source, settings))
     batches = recipe.batches(source, train=True)
     if batches.skipped:
@@ -129,6 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not resumed:
             _remove_unstarted(directory)
         raise
+    if trained and arguments.evidence:
+        _record(arguments.evidence, recipe.config, report)
     if trained or not (directory.path / "report.md").exists():
         directory.write_report(report)
         write_curves(directory)
@@ -139,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line gives, places as absolute paths."""
     given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
-    return {name: _absolute(name, value) for name, value in given.items()}
+    return {name: absolute(name, value) for name, value in given.items()}
 
 
 def with_classes(settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -223,6 +231,13 @@ def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float
     return tj.Report(title, ("quantity", "value"), tuple(row for row in rows if row[1] is not None), facts)
 
 
+def _record(folder: str, config: Mapping[str, Any], report: Any) -> None:
+    from transferjax.cli._candidates import record_finetuned
+
+    found = dict(report.rows)
+    record_finetuned(folder, config, found["steps"], found["validation accuracy"], found["seconds"])
+
+
 def write_curves(directory: Any) -> None:
     """``curves.png`` of what was logged, if it can be drawn."""
     import transferjax as tj
@@ -253,7 +268,7 @@ def _resumed(directory: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {**stored, **{name: given[name] for name in MOVABLE if name in given}}
 
 
-def _absolute(name: str, value: Any) -> Any:
+def absolute(name: str, value: Any) -> Any:
     """Places of files as absolute paths, so that the run can be used from any directory."""
     if name == "data" and value.startswith("folder:"):
         return "folder:" + os.path.abspath(os.path.expanduser(value.removeprefix("folder:")))

@@ -14,6 +14,13 @@ from transferjax.cli._console import note, show
 READOUTS = ("ridge", "logistic", "svm", "knn", "nearest_mean", "lda")
 USUAL = ["ridge", "knn"]
 COLUMNS = ("read-out", "accuracy", "seconds")
+KNOWN = {
+    "ridge on pixels": ("inputs", "closed form"),
+    "ridge on the network's features": ("last", "closed form"),
+    "logistic on the network's features": ("last", "l-bfgs"),
+    "Head2Toe on all layers": ("all layers", "closed form"),
+}
+"""The read-outs that advice knows: their features and optimizer."""
 
 
 def add(verbs: Any) -> None:
@@ -40,6 +47,7 @@ def add(verbs: Any) -> None:
     names, listed = some_of("read-out", READOUTS, USUAL)
     parser.add_argument("--readouts", type=names, default=USUAL, metavar="LIST", help=listed)
     parser.add_argument("--output", metavar="DIR", help="new directory for a report and pictures (none)")
+    parser.add_argument("--evidence", metavar="DIR", help="your own runs, which advise rests on; more are added (none)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     report = tj.Report(f"Read-outs of {arguments.model}", COLUMNS, tuple(rows), {**facts, **_kept(layers)})
     if output is not None:
         _write(output, report, layers)
+    if arguments.evidence is not None:
+        _record(arguments, train, pixels[0], rows)
     show(report, arguments.json)
     return 0
 
@@ -100,6 +110,27 @@ def _one(fit: Callable[[], Any], features: Any, held: Any) -> tuple[Any, float, 
 
 def _kept(layers: Any) -> dict[str, Any]:
     return {} if layers is None else {"Head2Toe keeps": layers.metadata["kept"]}
+
+
+def _record(arguments: argparse.Namespace, train: Any, pixels: Any, rows: list[tuple[str, float, float]]) -> None:
+    """Appends what was found to the user's own evidence: the task as advise sees it, and each read-out it knows."""
+    import numpy as np
+
+    import transferjax as tj
+    from transferjax.cli._candidates import parameters_of, target_of
+
+    advise = tj.advise
+    size = parameters_of(arguments.model, arguments.weights, arguments.size)
+    candidates = {"raw": advise.Candidate(pixels, 0), arguments.model: advise.Candidate(train, size)}
+    target = target_of(arguments.data, arguments.split)
+    kept: list[Any] = list(advise.describe_task(candidates, np.asarray(train.labels), target=target))
+    for name, accuracy, seconds in rows:
+        if name in KNOWN:
+            what, optimizer = KNOWN[name]
+            source = "raw" if what == "inputs" else arguments.model
+            spent = (0.0, 0, 0, accuracy, seconds)
+            kept.append(advise.Run(target, 0, source, "features", "", what, optimizer, *spent))
+    advise.record(arguments.evidence, kept)
 
 
 def _write(output: pathlib.Path, report: Any, layers: Any) -> None:

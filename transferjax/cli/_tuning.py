@@ -15,7 +15,7 @@ ALLOWED = (
     "train:GLOB; joined by '+', for example head+lora:8"
 )
 DEFAULT_RATE = 1e-3
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +153,7 @@ def make_optimizer(name: str, rates: Mapping[str, Any], steps: int, warmup: floa
     kinds: dict[str, Callable[..., Any]] = {
         "adam": optax.adam,
         "adamw": optax.adamw,
+        "rmsprop": optax.rmsprop,
         "sgd": lambda schedule: optax.sgd(schedule, momentum=0.9, nesterov=True),
     }
     schedule = lambda rate: tj.optim.warmup_cosine(rate, steps, warmup=warmup)

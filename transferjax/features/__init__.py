@@ -18,8 +18,8 @@ from transferjax.features._table import FeatureTable, attention_pool, class_toke
 from transferjax.features._transport import optimal_transport
 
 __all__ = [
-    "FeatureMap", "FeatureTable", "Readout", "attention_pool", "attentive", "bag_of_tokens", "best_layer", "cca", "class_token", "coral",
-    "extract", "flatten", "gaussian_process", "head2toe", "knn", "layer_mixing", "lda", "logistic", "match_layers",
-    "max_pool", "mean_pool", "nearest_mean", "optimal_transport", "pca", "procrustes", "raw_inputs", "receive", "ridge",
-    "ridge_map", "stitch", "subspace_alignment", "svm", "whiten",
+    "FeatureMap", "FeatureTable", "Readout", "attention_pool", "attentive", "bag_of_tokens", "best_layer", "cca",
+    "class_token", "coral", "extract", "flatten", "gaussian_process", "head2toe", "knn", "layer_mixing", "lda",
+    "logistic", "match_layers", "max_pool", "mean_pool", "nearest_mean", "optimal_transport", "pca", "procrustes",
+    "raw_inputs", "receive", "ridge", "ridge_map", "stitch", "subspace_alignment", "svm", "whiten",
 ]  # fmt: skip

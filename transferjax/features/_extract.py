@@ -46,8 +46,10 @@ def extract(
       network whose outputs have names ``outputs/NAME`` for each.
 
     Raises:
-      DataError: there is no batch, one lacks ``inputs`` or ``id``, or an example comes twice.
-      SelectionError: ``at`` matches no module, or the network cannot say what its modules make.
+      DataError: there is no batch, one lacks ``inputs`` or ``id`` or has not as many of both, only some have labels, or
+        an example comes twice.
+      SelectionError: ``at`` matches no module, or one whose name the table needs for something else; an output is no
+        array ``[B, ..., d]``; or the network cannot say what its modules make.
 
     >>> import jax.numpy as jnp, transferjax as tj
     >>> model = tj.interop.pure(lambda params, x: x @ params["kernel"], {"kernel": jnp.ones((3, 2))})
@@ -64,7 +66,7 @@ def extract(
     size: list[int] = []
 
     def compute(batch: Batch) -> dict[str, Any]:
-        count = len(np.asarray(batch["id"]))
+        count = np.size(batch["id"])
         size.append(count)
         whole = max(size)
         fill = lambda x: x if len(x) == whole else jnp.concatenate([x, jnp.repeat(x[-1:], whole - len(x), axis=0)])
@@ -74,12 +76,7 @@ def extract(
 
     checked = _checked(batches)
     parts = list(_ahead(checked, compute) if cache is None else cache.cached(_unread(batches, checked, cache), compute))
-    if not parts:
-        raise DataError("extract() got no batch. Expected at least one: check the data set.")
-    joined = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0] if name != "weight"}
-    ids, labels = joined.pop("id"), joined.pop(LABELS, None)
-    order = sorted(joined, key=lambda name: (name.split("/")[0] == OUTPUTS, natural(name)))
-    return FeatureTable({name: joined[name] for name in order}, ids, labels)
+    return _table(parts, "extract")
 
 
 def raw_inputs(batches: Iterable[Batch]) -> FeatureTable:
@@ -114,28 +111,39 @@ def bag_of_tokens(batches: Iterable[Batch], *, width: int = 2048, inputs: str = 
       inputs: the name of the tokens.
 
     Raises:
-      DataError: as :func:`extract`, or there are no such tokens, or ``width`` is no whole number above 0.
+      DataError: as :func:`extract`, or there are no such tokens, ``attention_mask`` has another shape than they, or
+        ``width`` is no whole number above 0.
 
     >>> tokens = {"input_ids": np.array([[5, 5, 0]]), "attention_mask": np.array([[1, 1, 0]])}
-    >>> bag_of_tokens([{"inputs": tokens, "id": np.arange(1)}], width=8)["inputs"].round(2).tolist()
-    [[0.0, 0.0, 0.0, 0.0, 0.0, 1.1, 0.0, 0.0]]
+    >>> np.expm1(bag_of_tokens([{"inputs": tokens, "id": np.arange(1)}], width=8)["inputs"]).round().tolist()
+    [[0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0]]
     """
-    if not is_whole(width) or width < 1:
+    if not is_whole(width):
         raise DataError(f"width is {width!r}; expected a whole number of columns above 0.")
     parts = []
     for batch in _checked(batches):
-        tokens = batch["inputs"].get(inputs) if isinstance(batch["inputs"], Mapping) else None
-        if tokens is None or np.ndim(tokens) != 2 or np.asarray(tokens).dtype.kind not in "iu":
-            raise DataError(
-                f"the inputs are {describe(batch['inputs'])}; expected a dict with '{inputs}' [B, T] integers, as "
-                "data.tokenizer gives. Of images, take raw_inputs."
-            )
-        there = np.asarray(batch["inputs"].get("attention_mask", np.ones(np.shape(tokens)))) != 0
-        rows = np.broadcast_to(np.arange(len(tokens))[:, None], there.shape)
-        counts = np.zeros((len(tokens), width), np.float32)
-        np.add.at(counts, (rows[there], np.asarray(tokens)[there] % width), 1)
+        tokens, mask = _tokens(batch["inputs"], inputs)
+        rows, _ = np.nonzero(mask)
+        counts = np.zeros((len(tokens), int(width)), np.float32)
+        np.add.at(counts, (rows, tokens[mask].astype(np.int64) % int(width)), 1)
         parts.append({**_kept(batch), "inputs": np.log1p(counts)})
     return _table(parts, "bag_of_tokens")
+
+
+def _tokens(inputs: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a batch, and which of them are no padding."""
+    given = inputs if isinstance(inputs, Mapping) else {}
+    tokens, mask = np.asarray(given.get(name)), given.get("attention_mask")
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        has = [f"{key} {describe(given[key])}" for key in sorted(given)]
+        raise DataError(
+            f"the inputs are {f'a dict of {listing(has)}' if has else describe(inputs)}; expected a dict with '{name}' "
+            "[B, T] integers, as data.tokenizer gives. Of images, take raw_inputs."
+        )
+    mask = np.ones(tokens.shape) if mask is None else np.asarray(mask)
+    if mask.shape != tokens.shape:
+        raise DataError(f"attention_mask is {describe(mask)}; expected the shape of '{name}', {tokens.shape}.")
+    return tokens, mask != 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # so that a second pass compiles nothing
@@ -144,12 +152,17 @@ def _forward(apply: Any, capture: Any, at: Any, pool: Pool | None, params: Any, 
         outputs, captured = apply(params, extra, inputs)[0], {}
     else:
         outputs, _, captured = capture(params, extra, inputs, at)
-    found = {**captured, **_named(outputs)}
+    own = _named(outputs)
+    taken = sorted(set(captured) & {*own, LABELS, "id", "weight"})
+    if taken:
+        raise SelectionError(
+            f"a module is called '{taken[0]}', which the table needs for something else. Narrow at to others."
+        )
+    found = {**captured, **own}
     for name, array in found.items():
         if not hasattr(array, "ndim") or array.ndim < 2:
-            raise SelectionError(
-                f"'{name}' is {describe(array)}; expected an array [B, ..., d]. Narrow at to modules with one output."
-            )
+            hint = "Give a Model with such outputs" if name in own else "Narrow at to modules with one output"
+            raise SelectionError(f"'{name}' is {describe(array)}; expected an array [B, ..., d]. {hint}.")
     return found if pool is None else {name: pool(array) for name, array in found.items()}
 
 
@@ -161,10 +174,18 @@ def _named(outputs: Any) -> dict[str, Any]:
 
 
 def _checked(batches: Iterable[Batch]) -> Iterator[Batch]:
+    labelled = None
     for batch in batches:
         if not isinstance(batch, Mapping) or not {"inputs", "id"} <= set(batch):
             has = listing(sorted(batch)) if isinstance(batch, Mapping) else describe(batch)
             raise DataError(f"a batch has {has}; expected a dict with 'inputs' and 'id'. tj.data.batches gives both.")
+        count = np.size(batch["id"])
+        for leaf in jax.tree.leaves(batch["inputs"], is_leaf=lambda leaf: isinstance(leaf, list)):
+            if np.shape(leaf)[:1] != (count,):
+                raise DataError(f"a batch has {count} ids and inputs {describe(leaf)}; expected one row per id.")
+        if labelled not in (None, LABELS in batch):
+            raise DataError("some batches have labels and some have none; expected labels in all, or in none.")
+        labelled = LABELS in batch
         yield batch
 
 
@@ -172,12 +193,13 @@ def _kept(batch: Batch) -> dict[str, np.ndarray]:
     return {name: np.asarray(batch[name]) for name in ("id", LABELS) if name in batch}
 
 
-def _table(parts: list[dict[str, np.ndarray]], name: str) -> FeatureTable:
+def _table(parts: list[dict[str, Any]], function: str) -> FeatureTable:
     if not parts:
-        raise DataError(f"{name}() got no batch. Expected at least one: check the data set.")
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        raise DataError(f"{function}() got no batch. Expected at least one: check the data set.")
+    joined = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0] if name != "weight"}
     ids, labels = joined.pop("id"), joined.pop(LABELS, None)
-    return FeatureTable(joined, ids, labels)
+    order = sorted(joined, key=lambda name: (name.split("/")[0] == OUTPUTS, natural(name)))
+    return FeatureTable({name: joined[name] for name in order}, ids, labels)
 
 
 def _unread(batches: Any, checked: Iterator[Batch], cache: Any) -> Iterator[Batch]:

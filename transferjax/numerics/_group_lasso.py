@@ -30,12 +30,15 @@ def group_lasso(features: np.ndarray, wanted: np.ndarray, strength: float, *, it
     if not penalty:
         return np.zeros(features.shape[1])
     norms = np.ones(features.shape[1])
+    gram = features.T @ features if features.shape[1] <= len(features) else None
     for _ in range(iterations):
         root = np.sqrt(norms)
-        scaled = features * root
-        if features.shape[1] <= len(features):
-            kernel = np.linalg.solve(scaled.T @ scaled + penalty * np.eye(len(root)), root[:, None] * pulls)
+        if gram is not None:
+            matrix = root[:, None] * gram * root
+            matrix[np.diag_indices_from(matrix)] += penalty
+            kernel = np.linalg.solve(matrix, root[:, None] * pulls)
         else:
+            scaled = features * root
             kernel = scaled.T @ np.linalg.solve(scaled @ scaled.T + penalty * np.eye(len(scaled)), wanted)
         norms = np.sqrt(((root[:, None] * kernel) ** 2).sum(axis=1))
     return norms

@@ -4,7 +4,8 @@ from transferjax.report._against import against
 from transferjax.report._comparison import comparison
 from transferjax.report._curves import curves
 from transferjax.report._layers import layers
+from transferjax.report._learning import learning_curves
 from transferjax.report._matrix import matrix
 from transferjax.report._predictions import predictions
 
-__all__ = ["against", "comparison", "curves", "layers", "matrix", "predictions"]
+__all__ = ["against", "comparison", "curves", "layers", "learning_curves", "matrix", "predictions"]

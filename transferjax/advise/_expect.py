@@ -1,0 +1,168 @@
+"""What a strategy can be expected to give: the evidence on tasks like this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from transferjax.advise._evidence import Evidence, Run, Task
+
+FLOOR = 0.005
+"""Shares of wrong answers are compared above this, about one in two hundred."""
+DESCRIPTORS = {"labels": 1.0, "error": 1.4, "layers": 1.0}
+"""What a task is described by, and how unlike it may be before the weight of its evidence falls to .6: decades of
+labels, the logarithm of the error of the source's best read-out, and of how much all layers gain over the last."""
+PARAMETERS, STEPS, OTHER_MODALITY = 0.5, 0.7, 0.1
+"""The same for decades of a network's size and doublings of steps; and the weight of texts for images, and back."""
+PRIOR = 3.0
+"""Slopes are held to zero as if by so many runs."""
+LEAST = 1e-3
+"""Evidence of less weight than this, in all, is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """What can be done with a source."""
+
+    road: str
+    tuning: str
+    features: str
+    optimizer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What the evidence says of a strategy.
+
+    Attributes:
+      accuracy: expected share of right answers; low, high: one standard deviation of the evidence around it.
+      rate: the learning rate of the runs that weigh most.
+      weight: of all runs that speak for it.
+      runs: those that weigh most.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    rate: float
+    weight: float
+    runs: tuple[Run, ...]
+
+
+def strategies(evidence: Evidence) -> tuple[Strategy, ...]:
+    """Every strategy that was ever tried."""
+    return tuple(dict.fromkeys(_of(run) for run in evidence.runs))
+
+
+def _of(run: Run) -> Strategy:
+    return Strategy(run.road, run.tuning, run.features, run.optimizer)
+
+
+def reference(task: Task, strategy: Strategy) -> float | None:
+    """The left-out accuracy that a strategy is compared with.
+
+    That of the features it reads, or for fine-tuning the best that the source's features give unchanged.
+    """
+    if strategy.road == "features":
+        return task.layers if strategy.features == "all layers" else task.probe
+    return max(task.probe, task.layers or 0.0)
+
+
+class Table:
+    """The evidence, ready to be asked; one row per run whose task is known."""
+
+    def __init__(self, evidence: Evidence):
+        tasks = {(task.target, task.source): task for task in reversed(evidence.tasks)}
+        tasks |= {(task.target, task.seed, task.source): task for task in evidence.tasks}
+        found: dict[Strategy, list[tuple[Run, Task]]] = {}
+        for run in evidence.runs:
+            source = "raw" if run.source == "none" else run.source
+            task = tasks.get((run.target, run.seed, source), tasks.get((run.target, source)))
+            if task is not None and reference(task, _of(run)) is not None:
+                found.setdefault(_of(run), []).append((run, task))
+        self.rows = {strategy: _Rows.of(strategy, rows) for strategy, rows in found.items()}
+
+    def expect(self, task: Task, strategy: Strategy, steps: int, cited: int = 4) -> Expected | None:
+        """What a strategy can be expected to give, or ``None`` where nothing like it was measured.
+
+        The logarithm of the strategy's error over its reference's is regressed on the descriptors, linearly, each run
+        weighing the more the more alike its task is: local ridge regression.
+        """
+        start, rows = reference(task, strategy), self.rows.get(strategy)
+        if start is None or rows is None:
+            return None
+        place = _place(task)
+        away = (rows.places - place) / list(DESCRIPTORS.values())
+        taken = np.clip(steps, rows.steps.min(), rows.steps.max())
+        weights = np.exp(-0.5 * (away**2).sum(axis=1))
+        weights = weights * np.exp(-0.5 * ((rows.sizes - _size(task, strategy)) / PARAMETERS) ** 2)
+        weights = weights * np.exp(-0.5 * ((np.log2(rows.steps + 1) - np.log2(taken + 1)) / STEPS) ** 2)
+        weights = weights * np.where(rows.modalities == task.modality, 1.0, OTHER_MODALITY)
+        if weights.sum() < LEAST:
+            return None
+        middle, mean = np.average(away, axis=0, weights=weights), np.average(rows.ratios, weights=weights)
+        centred = away - middle
+        moments = (weights[:, None] * centred).T @ centred + PRIOR * np.eye(len(place))
+        slopes = np.linalg.solve(moments, (weights[:, None] * centred).T @ (rows.ratios - mean))
+        ratio = float(mean - middle @ slopes)
+        spread = math.sqrt(float(np.average((rows.ratios - mean - centred @ slopes) ** 2, weights=weights)))
+        right = lambda ratio: 1 - min(1.0, max(0.0, (1 - start + FLOOR) * math.exp(ratio) - FLOOR))
+        order = np.argsort(-weights, kind="stable")
+        runs = [rows.runs[number] for number in order]
+        return Expected(
+            right(ratio),
+            right(ratio + spread),
+            right(ratio - spread),
+            _rate(runs, weights[order]),
+            float(weights.sum()),
+            tuple(runs[:cited]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The runs of one strategy as arrays ``[R]``, and their tasks' places ``[R, descriptors]``."""
+
+    runs: tuple[Run, ...]
+    places: np.ndarray
+    ratios: np.ndarray
+    sizes: np.ndarray
+    steps: np.ndarray
+    modalities: np.ndarray
+
+    @staticmethod
+    def of(strategy: Strategy, rows: Sequence[tuple[Run, Task]]) -> _Rows:
+        return _Rows(
+            tuple(run for run, _ in rows),
+            np.array([_place(task) for _, task in rows]),
+            np.array([_log(1 - run.accuracy) - _log(1 - (reference(task, strategy) or 0)) for run, task in rows]),
+            np.array([_size(task, strategy) for _, task in rows]),
+            np.array([run.steps for run, _ in rows]),
+            np.array([task.modality for _, task in rows]),
+        )
+
+
+def _log(error: float) -> float:
+    return math.log(error + FLOOR)
+
+
+def _place(task: Task) -> np.ndarray:
+    """A task's descriptors, in the order of ``DESCRIPTORS``."""
+    best = max(task.probe, task.layers or 0.0)
+    return np.array([math.log10(task.labels), _log(1 - best), _log(1 - task.probe) - _log(1 - best)])
+
+
+def _size(task: Task, strategy: Strategy) -> float:
+    """Decades of parameters; a fresh network's do not matter."""
+    return 0.0 if strategy.road == "scratch" else math.log10(max(task.parameters, 1))
+
+
+def _rate(runs: Sequence[Run], weights: np.ndarray) -> float:
+    """The rate that has the most weight."""
+    total: dict[float, float] = {}
+    for run, weight in zip(runs, weights):
+        total[run.rate] = total.get(run.rate, 0.0) + float(weight)
+    return max(total, key=lambda rate: total[rate])
