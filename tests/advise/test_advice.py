@@ -9,6 +9,7 @@ import pytest
 import transferjax as tj
 from transferjax import DataError
 from transferjax.advise import Budget, Candidate, Evidence, advise, describe_task, rank
+from transferjax.advise._notes import notes as make_notes
 from transferjax.features import FeatureTable, ridge
 
 LABELS = np.arange(80) % 4
@@ -73,28 +74,31 @@ def test_every_line_cites_runs_of_its_own_kind(candidates, evidence):
 
 def test_seconds_leave_out_what_is_known_to_take_longer(candidates, evidence):
     found = advise(candidates, table(0.5), Budget(128, 32, seconds=1), evidence=evidence)
-    full = [line for line in found.lines if line.tuning == "full" and line.road == "finetune"]
-    assert [line.source for line in full] == ["weak", "weak"] and full[0].seconds is None
+    assert {line.road for line in found.lines} == {"features"}  # and what is not known to fit
+    found = advise(candidates, table(0.5), Budget(128, 32, seconds=50), evidence=evidence)
+    assert {line.source for line in found.lines if line.road == "finetune"} == {"good"}
 
 
 def test_where_the_inputs_are_as_good_it_says_that_transfer_does_not_help(evidence):
     found = advise({"noise": Candidate(table(0.0), 10**6)}, table(3), 0, evidence=evidence)
     assert not found.transfer_helps and found.lines[0].source == "raw"
-    assert found.notes[0].startswith("Transfer is not expected to help: closed form on the inputs comes first")
+    assert found.notes[0].startswith("Transfer is not expected to help: a linear model on the inputs comes first")
 
 
-def test_thin_evidence_scores_that_disagree_and_more_labels_are_noted(candidates, world):
-    large = {name: dataclasses.replace(candidate, parameters=10**7) for name, candidate in candidates.items()}
-    found = advise(large, table(0.5), 0, evidence=world(errors=(0.02,)))
-    assert any(note.startswith("Thin evidence: it weighs ") for note in found.notes)
+def test_thin_evidence_scores_that_disagree_and_more_labels_are_noted(candidates, world, ways):
+    found = advise(
+        candidates,
+        table(0.5),
+        0,
+        evidence=world((0.66,), {way: ratio for way, ratio in ways.items() if way[0] != "none"}),
+    )
+    assert any(note.startswith("Thin evidence: the first line's weighs") for note in found.notes)
     tasks = [
         dataclasses.replace(task, half=task.probe - 0.05, logme=float(place), knn_accuracy=-float(place))
         for place, task in enumerate(found.tasks)
     ]
-    from transferjax.advise._advice import _notes
-
-    notes = " ".join(_notes(found.lines, tuple(tasks), world()))
-    assert "The scores do not agree on the best source" in notes
+    notes = " ".join(make_notes(found.lines, tuple(tasks), world(), Budget(0)))
+    assert "The scores do not agree on the best source (logme: weak, gbc: good, knn_accuracy: raw)." in notes
     assert "More labels would help: the second half of yours gave the probe of good 5.0 points" in notes
 
 
@@ -124,6 +128,8 @@ def test_texts_are_compared_with_their_tokens(evidence):
     batches = [{"inputs": {"input_ids": tokens}, "labels": LABELS, "id": np.arange(80)}]
     found = advise({"good": Candidate(table(3), 10**6)}, batches, 0, evidence=evidence)
     assert found.tasks[0].modality == "text" and found.tasks[0].width == 2048 and found.tasks[0].probe > 0.9
+    facts = dict(found.data.rows)
+    assert facts["tokens per text"] == pytest.approx(6) and 5 < facts["distinct tokens per text"] <= 6
 
 
 def test_the_reports_hold_what_the_advice_does(candidates, evidence):
@@ -131,9 +137,11 @@ def test_the_reports_hold_what_the_advice_does(candidates, evidence):
     report = found.report()
     assert str(found) == str(report) and len(report.rows) == len(found.lines)
     assert report.column("evidence")[0] == ", ".join(found.lines[0].evidence)
-    assert list(report.metadata.values()) == list(found.notes)
+    assert [report.metadata[f"note {number}"] for number in range(1, len(found.notes) + 1)] == list(found.notes)
+    assert set(found.cited().column("name")) == {name for line in found.lines for name in line.evidence}
     sources = found.sources()
     assert sources.column("source")[0] == "good" and sources.column("mean rank")[0] == 1
+    assert dict(found.data.rows)["examples of the smallest class"] == 20 and dict(found.data.rows)["examples"] == 80
     assert found.curves().columns == ("source", "20", "40", "80")
     assert found.curves().column("80") == [task.probe for task in found.tasks]
 
@@ -178,8 +186,80 @@ def test_what_cannot_be_advised_on_raises(candidates, evidence):
         ask({"half": table(1).take(np.arange(40))})
     with pytest.raises(DataError, match=r"no example is in both tables"):
         ask({"other": table(1, ids=range(1000, 1080))})
+    with pytest.raises(DataError, match=r"evidence is .*; expected Evidence, as evidence\(\) and open_local"):
+        advise(candidates, table(0.5), 0, evidence="mine")
+    with pytest.raises(DataError, match=r"at is .*; expected a dict by candidate, {'good': ...}"):
+        ask(at="blocks/*")
+    with pytest.raises(DataError, match=r"'net' has other labels than the data set. Expected features of the same"):
+        ask({"net": FeatureTable(table(1).arrays, np.arange(80), LABELS[::-1])})
+    bad = table(1)["outputs"].copy()
+    bad[3] = np.nan
+    with pytest.raises(DataError, match=r"'net' has features 'outputs' that are not finite, of the example 3"):
+        ask({"net": FeatureTable({"outputs": bad}, np.arange(80))})
+
+
+def test_without_evidence_the_inputs_are_still_a_line_and_what_nothing_speaks_of_is_named(candidates):
+    found = advise(candidates, table(0.5), 32, evidence=Evidence((), ()))
+    [line] = found.lines
+    assert (line.source, line.weight, line.evidence) == ("raw", 0, ()) and line.expected == found.tasks[0].probe
+    assert "No evidence speaks of 'good': its probe alone" in " ".join(found.notes)
+    assert not any(note.startswith("Transfer is not expected") for note in found.notes)
     with pytest.raises(DataError, match=r"the evidence says nothing of such a task within the budget"):
-        advise(candidates, table(0.5), 0, evidence=Evidence((), ()))
+        rank((), Budget(0), Evidence((), ()))
+
+
+@pytest.mark.parametrize("parameters", [None, 160, 10**9])
+def test_a_candidate_of_unknown_or_uncommon_size_is_not_lost(candidates, evidence, parameters):
+    given = {"net": Candidate(candidates["good"].features, parameters)}
+    found = advise(given, table(0.5), 32, evidence=evidence)
+    assert found.lines[0].source == "net" and len([line for line in found.lines if line.source == "net"]) == 3
+
+
+def test_fewer_steps_than_any_run_had_leave_features_and_a_note(candidates, evidence):
+    found = advise(candidates, table(0.5), 8, evidence=evidence)
+    assert {line.road for line in found.lines} == {"features"}
+    assert any("No run in the evidence has fewer than 32 steps" in note for note in found.notes)
+    more = advise(candidates, table(0.5), 512, evidence=evidence)
+    assert any("No run in the evidence has more than 128 steps" in note for note in more.notes)
+    assert more.lines[0].steps == 512 and more.lines[0].road == "finetune"
+
+
+def test_the_rate_is_that_of_the_best_run(candidates, evidence):
+    worse = [
+        dataclasses.replace(run, rate=1.0, accuracy=0.1, name=f"worse {n}")
+        for n, run in enumerate(evidence.runs)
+        if run.optimizer == "adamw"
+    ]
+    known = Evidence((*worse, *worse, *evidence.runs), evidence.tasks)
+    one, other = (advise(candidates, table(0.5), 128, evidence=given).lines[0] for given in (evidence, known))
+    assert other == one and other.learning_rate == 1e-3
+
+
+def test_all_layers_that_were_not_looked_at_are_left_out_of_the_evidence_too(candidates, evidence):
+    known = Evidence(
+        evidence.runs,
+        tuple(
+            task if task.source == "raw" else dataclasses.replace(task, layers=task.probe + 0.04)
+            for task in evidence.tasks
+        ),
+    )
+    one, other = (advise(candidates, table(0.5), 128, evidence=given) for given in (evidence, known))
+    assert [line.expected for line in one.lines] == [line.expected for line in other.lines]
+
+
+def test_strategies_of_texts_are_not_for_images(candidates, evidence):
+    texts = [dataclasses.replace(run, target="texts", tuning="last 3", name="T1") for run in evidence.runs[:8]]
+    tasks = [dataclasses.replace(task, target="texts", modality="text") for task in evidence.tasks[:4]]
+    known = evidence + Evidence(tuple(texts), tuple(tasks))
+    assert all(line.tuning != "last 3" for line in advise(candidates, table(0.5), 128, evidence=known).lines)
+    odd = advise(candidates, table(0.5), 128, evidence=known, modality="sound")
+    assert any("There is no evidence of the modality 'sound'" in note for note in odd.notes)
+
+
+def test_runs_of_data_that_was_never_looked_at_are_counted(candidates, evidence):
+    lost = dataclasses.replace(evidence.runs[0], target="elsewhere")
+    found = advise(candidates, table(0.5), 0, evidence=evidence + Evidence((lost,), ()))
+    assert any(note.startswith("1 runs are of data that `transferjax probe --evidence`") for note in found.notes)
 
 
 def test_what_cannot_be_described_raises():
@@ -190,6 +270,14 @@ def test_what_cannot_be_described_raises():
         describe_task(good, np.zeros(80, int))
     with pytest.raises(DataError, match=r"'net' has features of 80 examples, and there are 60 labels"):
         describe_task(good, LABELS[:60])
+
+
+def test_noise_is_worth_no_less_than_the_largest_class():
+    labels = np.array([0] * 50 + [1] * 30)
+    for seed in range(5):
+        x = np.random.default_rng(seed).normal(size=(80, 3))
+        [task] = describe_task({"net": Candidate(FeatureTable({"outputs": x}, np.arange(80)))}, labels)
+        assert task.probe >= 50 / 80
 
 
 def test_labels_that_skip_values_and_a_class_with_one_example_are_described():

@@ -8,7 +8,7 @@ from transferjax import DataError
 from transferjax.advise import Evidence, Run, Task, evidence, open_local, record
 
 RUN = Run("birds", 0, "net", "finetune", "full", "", "sgd", 0.1, 32, 8, 0.75, 1.5)
-TASK = Task("birds", 0, "net", "image", 100, 4, 1000, 16, 0.7, None, 0.5, 0.6, -1.5, None, 0.65)
+TASK = Task("birds", 0, "net", "image", 100, 4, 1000, 16, 0.7, None, 0.5, 0.6, -1.5, None, 0.65, "animals")
 
 
 def test_every_run_of_the_package_has_its_task_and_cannot_be_mistaken():
@@ -64,6 +64,14 @@ def test_the_report_has_a_row_per_task_and_strategy():
     assert report.rows == (("birds", "net full sgd", pytest.approx(0.8), 0.75),)
 
 
+def test_a_run_is_of_a_known_road_and_its_accuracy_a_share():
+    with pytest.raises(DataError, match=r"a run's road is 'fine-tune'; expected features, finetune, scratch"):
+        dataclasses.replace(RUN, road="fine-tune")
+    for accuracy in (95.0, -0.1, float("nan")):
+        with pytest.raises(DataError, match=r"a run's accuracy is .*; expected a share of right answers from 0 to 1"):
+            dataclasses.replace(RUN, accuracy=accuracy)
+
+
 def test_what_cannot_be_kept_or_read_raises(tmp_path):
     with pytest.raises(DataError, match=r"record\(\) got 'birds'. Expected Run or Task"):
         record(tmp_path / "mine", ["birds"])
@@ -80,4 +88,8 @@ def test_what_cannot_be_kept_or_read_raises(tmp_path):
     with (tmp_path / "runs.csv").open("a") as file:
         file.write("birds,zero\n")
     with pytest.raises(DataError, match=r"line 3 of '.*runs.csv' cannot be read. Expected target, seed"):
+        open_local(tmp_path)
+    lines = (tmp_path / "runs.csv").read_text().splitlines()
+    (tmp_path / "runs.csv").write_text("\n".join([lines[0], lines[1].replace("0.75", "75")]) + "\n")
+    with pytest.raises(DataError, match=r"line 2 of '.*runs.csv' cannot be used: a run's accuracy is 75"):
         open_local(tmp_path)

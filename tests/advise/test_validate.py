@@ -45,6 +45,42 @@ def test_one_task_cannot_be_left_out(world):
         leave_one_out(world(errors=(0.3,)))
 
 
+def test_a_task_of_which_nothing_advised_was_measured_raises(world):
+    known = world()
+    odd = [dataclasses.replace(run, optimizer="other") if run.target == "task0" else run for run in known.runs]
+    with pytest.raises(DataError, match=r"no run of task 'task0', draw 0, is of a strategy that was advised"):
+        leave_one_out(Evidence(tuple(odd), known.tasks), [0])
+
+
+def test_a_draw_without_runs_is_left_out(world):
+    known = world()
+    fewer = tuple(run for run in known.runs if (run.target, run.seed) != ("task1", 1))
+    assert leave_one_out(Evidence(fewer, known.tasks), [0]).losses[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_tasks_of_one_data_set_are_left_out_together(world):
+    known = world()
+    tasks = tuple(dataclasses.replace(task, data="one" if task.target < "task2" else "two") for task in known.tasks)
+    both = Evidence(known.runs, tasks)
+    odd = [
+        dataclasses.replace(run, accuracy=run.accuracy / 2) if (run.target, run.road) == ("task0", "features") else run
+        for run in known.runs
+    ]
+    together = leave_one_out(Evidence(tuple(odd), tasks), [0], by_data=True)
+    assert together.losses[0] >= 0 and len(together.tasks.rows) == 4
+    assert together.tasks.metadata["first lines not measured at 0"] == "0 of 8"
+    assert leave_one_out(both, [0], by_data=True).losses[0] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(DataError, match=r"all tasks of the evidence are of one data set. Expected two or more"):
+        leave_one_out(Evidence(known.runs, tuple(dataclasses.replace(t, data="one") for t in tasks)), [0], by_data=True)
+
+
+def test_steps_that_only_one_task_has_are_no_fixed_strategy_of_all(world):
+    known = world()
+    mine = dataclasses.replace(next(run for run in known.runs if run.optimizer == "adamw"), target="task1", steps=60)
+    found = leave_one_out(Evidence((*known.runs, mine), known.tasks), [60])
+    assert "net full adamw" in found.fixed.column("strategy")
+
+
 def test_the_advice_on_measured_tasks_loses_at_most_a_point_and_no_more_than_a_fixed_choice():
     found = leave_one_out(evidence())
     assert len(found.losses) == 3

@@ -7,58 +7,28 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from transferjax import features
 from transferjax._errors import DataError, describe, listing
 from transferjax._report import Report
 from transferjax._types import Batch, Cache, Model
+from transferjax.advise._agreement import ranks
 from transferjax.advise._budget import Budget, as_budget
 from transferjax.advise._candidate import Candidate, check_again, measure
-from transferjax.advise._evidence import SCORES, Evidence, Task
+from transferjax.advise._evidence import SCORES, Evidence, Run, Task
 from transferjax.advise._evidence import evidence as packaged
 from transferjax.advise._expect import Expected, Strategy, Table, strategies
-from transferjax.advise._task import RAW, describe_task
+from transferjax.advise._line import NONE, Line
+from transferjax.advise._notes import notes
+from transferjax.advise._task import RAW, describe_task, statistics
 from transferjax.features import FeatureTable
 from transferjax.tree import Selector
 
-NONE = "none"
 COLUMNS = (
     "source", "road", "tuning", "features", "optimizer", "rate", "epochs", "expected", "from", "to", "seconds",
-    "evidence",
+    "weight", "evidence",
 )  # fmt: skip
-FEW = 0.5
-"""Evidence of less weight than half a run on the very same task is called thin."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One strategy.
-
-    Attributes:
-      source: whose knowledge; ``raw``: the inputs themselves; ``none``: a fresh network.
-      road: ``features``, ``finetune`` or ``scratch``.
-      tuning, features, optimizer: as in :class:`Run`.
-      learning_rate: the highest, of a schedule that rises and falls (``optim.warmup_cosine``); 0 for a closed form.
-      epochs: over the training examples; steps: of the budget's batch size.
-      expected: share of right answers on new examples; low, high: the evidence's standard deviation around it.
-      seconds: of training, where the candidate's cost is known.
-      weight: of the evidence; 1 is one run on just such a task.
-      evidence: the rows that weigh most, ``E12`` for line 12 of ``evidence().runs``.
-    """
-
-    source: str
-    road: str
-    tuning: str
-    features: str
-    optimizer: str
-    learning_rate: float
-    epochs: float
-    steps: int
-    expected: float
-    low: float
-    high: float
-    seconds: float | None
-    weight: float
-    evidence: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +39,17 @@ class Advice:
       lines: every strategy that fits the budget.
       tasks: what was found out about every source.
       notes: what a reader should know besides.
+      data: statistics of the data set: examples, classes, their balance, and what its images or texts are like.
       budget: what it was asked for.
+      runs: those that the lines cite.
     """
 
     lines: tuple[Line, ...]
     tasks: tuple[Task, ...]
     notes: tuple[str, ...]
+    data: Report
     budget: Budget
+    runs: tuple[Run, ...] = ()
 
     @property
     def transfer_helps(self) -> bool:
@@ -87,21 +61,25 @@ class Advice:
         rows = [
             (
                 line.source, line.road, line.tuning, line.features, line.optimizer, line.learning_rate or None,
-                line.epochs, line.expected, line.low, line.high, line.seconds, ", ".join(line.evidence),
+                line.epochs, line.expected, line.low, line.high, line.seconds, line.weight, ", ".join(line.evidence),
             )
             for line in self.lines
         ]  # fmt: skip
-        notes = {f"note {number}": note for number, note in enumerate(self.notes, 1)}
+        notes = {
+            "from, to": "one standard deviation around what is expected",
+            "weight": "1 is a run on just such a task",
+        }
+        notes |= {f"note {number}": note for number, note in enumerate(self.notes, 1)}
         return Report(f"Advice for {self.budget.steps:,} steps", COLUMNS, tuple(rows), notes)
 
     def sources(self) -> Report:
         """One row per source: the scores, their ranks and how far these differ, and the probe."""
-        ranks = _ranks(self.tasks)
+        found = ranks(self.tasks)
         rows = [
             (
                 task.source,
                 *(getattr(task, name) for name in SCORES),
-                *_spread(ranks[task.source]),
+                *_spread(found[task.source]),
                 task.probe,
                 task.layers,
             )
@@ -110,6 +88,24 @@ class Advice:
         rows.sort(key=lambda row: (row[len(SCORES) + 1] is None, row[len(SCORES) + 1] or 0))
         columns = ("source", *SCORES, "mean rank", "ranks differ by", "probe", "all layers")
         return Report("Sources", columns, tuple(rows), {"probe": "share of right answers on left-out examples"})
+
+    def cited(self) -> Report:
+        """One row per run that a line cites."""
+        columns = (
+            "name",
+            "target",
+            "seed",
+            "source",
+            "road",
+            "tuning",
+            "features",
+            "optimizer",
+            "rate",
+            "steps",
+            "batch",
+        )
+        rows = [tuple(getattr(run, column) for column in (*columns, "accuracy")) for run in self.runs]
+        return Report("Cited runs", (*columns, "accuracy"), tuple(rows))
 
     def curves(self) -> Report:
         """One row per source: the probe on a quarter, on half and on all of the examples."""
@@ -145,11 +141,12 @@ def advise(
         ``dataset``, in the same order.
       dataset: training examples as batches with ``inputs``, ``labels`` and ``id``, gone over more than once; or, where
         no candidate is a Model, a table of the inputs themselves (``features.raw_inputs``) with labels.
-      budget: what training may cost; a number is optimizer steps, 0 for features only.
+      budget: what training may cost; a number is optimizer steps, 0 for features only. Where it has seconds, what is
+        not known to fit them is left out.
       at: module paths by candidate, whose outputs are features too.
       caches: a ``transferjax.io.FeatureCache`` by candidate.
       evidence: what to rest on; ``None``: the package's. Add your own: ``evidence() + open_local(folder)``.
-      modality: ``image``, ``text``, or a word of your own; ``None``: text where the inputs are a dict.
+      modality: ``image``, ``text``, or a word of your own; ``None``: text where the inputs are a dict, else image.
 
     Returns:
       :class:`Advice`; ``print`` it, or take ``.lines[0]``.
@@ -170,12 +167,17 @@ def advise(
     """
     limit = as_budget(budget)
     known = packaged() if evidence is None else evidence
+    if not isinstance(known, Evidence):
+        raise DataError(f"evidence is {describe(known)}; expected Evidence, as evidence() and open_local(folder) give.")
     _check(candidates, dataset, at, caches)
     looked = _looked(candidates, dataset, at or {}, caches or {})
     kind = modality or ("text" if _is_text(dataset) else "image")
     tasks = describe_task(looked, looked[RAW].features.labels, modality=kind)
     lines = rank(tasks, limit, known, {name: one.step_seconds for name, one in looked.items()})
-    return Advice(lines, tasks, _notes(lines, tasks, known), limit)
+    data = statistics(looked[RAW].features, kind)
+    cited = {name for line in lines for name in line.evidence}
+    runs = tuple(run for run in known.runs if run.name in cited)
+    return Advice(lines, tasks, notes(lines, tasks, known, limit), data, limit, runs)
 
 
 def rank(
@@ -201,19 +203,27 @@ def rank(
     >>> rank(tasks, Budget(0), known.without(known.targets[0]))[0].road
     'features'
     """
-    table, lines = Table(evidence), []
+    tasks, table, lines = tuple(tasks), Table(evidence), []
     for task, strategy in itertools.product(tasks, strategies(evidence)):
         if _fits(task, strategy, budget):
             found = table.expect(task, strategy, 0 if strategy.road == "features" else budget.steps)
             if found is not None:
                 lines.append(_line(task, strategy, found, budget, (step_seconds or {}).get(task.source, {})))
-    affordable = [line for line in lines if budget.seconds is None or (line.seconds or 0) <= budget.seconds]
+    raw = [task for task in tasks if task.source == RAW]
+    if raw and not any(line.source == RAW for line in lines):  # no evidence, but what was counted stands
+        found = Expected(raw[0].probe, 0.0, 1.0, 0.0, 0.0, ())
+        lines.append(_line(raw[0], Strategy("features", "", "inputs", "closed form"), found, budget, {}))
+    affordable = [line for line in lines if budget.seconds is None or _least(line.seconds) <= budget.seconds]
     if not affordable:
         raise DataError(
             "the evidence says nothing of such a task within the budget. Expected tasks like those of evidence(), or "
             "your own runs: evidence() + open_local(folder)."
         )
     return tuple(sorted(affordable, key=lambda line: -line.expected))
+
+
+def _least(seconds: float | None) -> float:
+    return float("inf") if seconds is None else seconds
 
 
 def _fits(task: Task, strategy: Strategy, budget: Budget) -> bool:
@@ -257,6 +267,11 @@ def _check(candidates: Any, dataset: Any, at: Any, caches: Any) -> None:
             raise DataError(
                 f"candidate '{name}' is {describe(candidates[name])}; expected Model, Candidate or FeatureTable."
             )
+    for name, given in (("at", at), ("caches", caches)):
+        if given is not None and not isinstance(given, Mapping):
+            raise DataError(
+                f"{name} is {describe(given)}; expected a dict by candidate, {{'{next(iter(candidates))}': ...}}."
+            )
     unknown = sorted({*(at or {}), *(caches or {})} - {*candidates})
     if unknown:
         raise DataError(
@@ -290,6 +305,8 @@ def _looked(candidates: Any, dataset: Any, at: Any, caches: Any) -> dict[str, Ca
             raise DataError(
                 f"'{name}' has {len(mine)} of the data set's {len(raw)} examples. Expected features of all."
             )
+        if theirs.labels is not None and mine.labels is not None and not np.array_equal(theirs.labels, mine.labels):
+            raise DataError(f"'{name}' has other labels than the data set. Expected features of the same examples.")
         position = {int(number): row for row, number in enumerate(one.features.ids)}
         rows = [position[int(number)] for number in raw.ids]
         found[name] = dataclasses.replace(one, features=one.features.take(rows))
@@ -300,54 +317,5 @@ def _is_text(dataset: Any) -> bool:
     return not isinstance(dataset, FeatureTable) and isinstance(next(iter(dataset), {}).get("inputs"), Mapping)
 
 
-def _ranks(tasks: Iterable[Task]) -> dict[str, list[float]]:
-    """Per source its rank by each score, 1 for the highest."""
-    tasks = list(tasks)
-    ranks: dict[str, list[float]] = {task.source: [] for task in tasks}
-    for name in SCORES:
-        values = [getattr(task, name) for task in tasks]
-        if all(value is not None for value in values):
-            for task, value in zip(tasks, values):
-                above, equal = sum(other > value for other in values), sum(other == value for other in values)
-                ranks[task.source].append(above + (1 + equal) / 2)
-    return ranks
-
-
-def _spread(ranks: list[float]) -> tuple[float | None, float | None]:
-    return (sum(ranks) / len(ranks), max(ranks) - min(ranks)) if ranks else (None, None)
-
-
-def _notes(lines: tuple[Line, ...], tasks: tuple[Task, ...], evidence: Evidence) -> tuple[str, ...]:
-    best, notes = lines[0], []
-    plain = next((line for line in lines if line.source in (RAW, NONE)), None)
-    if best.source in (RAW, NONE):
-        notes.append(f"Transfer is not expected to help: {_named(best)} comes first without any source.")
-    elif plain is not None:
-        gain = 100 * (best.expected - plain.expected)
-        notes.append(f"Transfer is expected to gain {gain:.1f} points over {_named(plain)}, which needs no source.")
-    most = max(run.steps for run in evidence.runs)
-    if best.steps > most:
-        notes.append(f"No run in the evidence has more than {most:,} steps: with yours, fine-tuning may gain more.")
-    if best.weight < FEW:
-        notes.append(
-            f"Thin evidence: it weighs {best.weight:.2g} of one run on just such a task. Measure before you trust."
-        )
-    ranks = {name: found for name, found in _ranks(tasks).items() if found}
-    firsts = {name: sum(rank == 1 for rank in found) for name, found in ranks.items()}
-    if sum(count > 0 for count in firsts.values()) > 1:
-        named = listing([name for name, count in firsts.items() if count])
-        notes.append(f"The scores do not agree on the best source: each of {named} is first by one of them.")
-    task = max(tasks, key=lambda task: task.probe)
-    if task.half is not None and task.probe - task.half > 0.01:
-        gain = 100 * (task.probe - task.half)
-        notes.append(
-            f"More labels would help: the second half of yours gave the probe of {task.source} {gain:.1f} points."
-        )
-    if best.road == "finetune":
-        others = [row for row in evidence.published if row.topic == "regularised fine-tuning"]
-        notes += [f"Published, not measured here ({row.name}): {row.setting}, {row.finding}" for row in others[:1]]
-    return tuple(notes)
-
-
-def _named(line: Line) -> str:
-    return f"{line.optimizer} on the inputs" if line.source == RAW else f"a fresh network ({line.optimizer})"
+def _spread(found: list[float]) -> tuple[float | None, float | None]:
+    return (sum(found) / len(found), max(found) - min(found)) if found else (None, None)

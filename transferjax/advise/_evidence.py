@@ -14,7 +14,8 @@ from typing import Any
 from transferjax._errors import DataError, listing
 from transferjax._report import Report
 
-SCORES = ("logme", "h_score_regularized", "knn_accuracy")
+ROADS = ("features", "finetune", "scratch")
+SCORES = ("logme", "gbc", "knn_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Task:
       probe: share of right answers of ridge regression on left-out examples, for its last features.
       layers: the same for the most relevant features of all layers (Head2Toe); ``None``: not looked at.
       quarter, half: ``probe`` of a quarter and of half of the examples.
-      logme, h_score_regularized, knn_accuracy: scores of the last features; ``None``: cannot be computed.
+      data: the data set that the task is drawn from, where several are; empty: its own.
+      logme, gbc, knn_accuracy: scores of the last features; ``None``: cannot be computed.
     """
 
     target: str
@@ -47,8 +49,9 @@ class Task:
     quarter: float | None = None
     half: float | None = None
     logme: float | None = None
-    h_score_regularized: float | None = None
+    gbc: float | None = None
     knn_accuracy: float | None = None
+    data: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,10 @@ class Run:
       steps: optimizer steps; batch: examples in a step.
       accuracy: share of right answers on test examples.
       seconds: what it took.
-      name: how it is cited, ``E12`` for line 12 of the table.
+      name: how it is cited: ``E12`` is the twelfth run of the package's table, ``evidence().runs[11]``.
+
+    Raises:
+      DataError: another road, or an accuracy that is no share.
     """
 
     target: str
@@ -80,7 +86,13 @@ class Run:
     batch: int
     accuracy: float
     seconds: float
-    name: str = ""
+    name: str = "unnamed"
+
+    def __post_init__(self):
+        if self.road not in ROADS:
+            raise DataError(f"a run's road is '{self.road}'; expected {', '.join(ROADS)}.")
+        if not 0 <= self.accuracy <= 1:
+            raise DataError(f"a run's accuracy is {self.accuracy}; expected a share of right answers from 0 to 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +271,8 @@ def _rows(lines: Sequence[str], kind: type, name: str) -> list[Any]:
     for number, row in enumerate(csv.DictReader(lines), 2):
         try:
             found.append(kind(**{column: _value(row[column], types[column]) for column in columns}))
+        except DataError as error:
+            raise DataError(f"line {number} of '{name}' cannot be used: {error}") from None
         except (TypeError, ValueError):
             raise DataError(f"line {number} of '{name}' cannot be read. Expected {', '.join(columns)}.") from None
     return found

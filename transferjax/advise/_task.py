@@ -9,6 +9,7 @@ import numpy as np
 
 from transferjax import features, scores
 from transferjax._errors import DataError, describe
+from transferjax._report import Report
 from transferjax.advise._candidate import Candidate
 from transferjax.advise._evidence import SCORES, Task
 
@@ -20,20 +21,28 @@ LEAST = 4
 
 
 def describe_task(
-    candidates: Mapping[str, Candidate], labels: Any, *, target: str = "", modality: str = "image", seed: int = 0
+    candidates: Mapping[str, Candidate],
+    labels: Any,
+    *,
+    target: str = "",
+    modality: str = "image",
+    seed: int = 0,
+    data: str = "",
 ) -> tuple[Task, ...]:
-    """The facts that advice rests on: one row per source.
+    """What is known of each source before anything is fine-tuned: one row per source.
 
     The probe is ridge regression with exact leave-one-out, on all examples, on half and on a quarter of them (its
-    learning curve); of several layers, Head2Toe on left-out folds of at most 2,000 examples; and an ensemble of scores.
+    learning curve); of several layers, Head2Toe on left-out folds of at most 2,000 examples. Advice rests on these;
+    the scores are shown beside them.
 
     Args:
       candidates: by name; ``raw`` are the inputs themselves.
       labels: classes, integers ``[N]``.
-      target: the task's name; modality: ``image`` or ``text``; seed: of the draw.
+      target: the task's name; modality: ``image`` or ``text``; seed: of the draw; data: the data set it is drawn from.
 
     Raises:
-      DataError: features and labels do not fit, or there are fewer than two classes, or fewer than eight examples.
+      DataError: features and labels do not fit, a feature is not finite, or there are fewer than two classes
+        or eight examples.
 
     >>> x = np.random.default_rng(0).normal(size=(40, 3))
     >>> table = features.FeatureTable({"outputs": x}, np.arange(40))
@@ -43,9 +52,34 @@ def describe_task(
     """
     codes = _codes(labels)
     return tuple(
-        _one(name, candidate, codes, target=target, modality=modality, seed=seed)
+        _one(name, candidate, codes, target=target, modality=modality, seed=seed, data=data)
         for name, candidate in candidates.items()
     )
+
+
+def statistics(raw: features.FeatureTable, modality: str) -> Report:
+    """What a data set is like: examples, classes and their balance; pixels, or tokens of texts.
+
+    Args:
+      raw: of ``features.raw_inputs`` or, of texts, ``features.bag_of_tokens``; with labels.
+      modality: ``text``, or anything else for numbers.
+
+    >>> table = features.FeatureTable({"inputs": np.array([[0.0], [4.0]])}, np.arange(2), np.array([0, 1]))
+    >>> dict(statistics(table, "image").rows)["mean of the inputs"]
+    2.0
+    """
+    x = raw.arrays[next(iter(raw.arrays))].reshape(len(raw), -1)
+    _, counts = np.unique(np.asarray(raw.labels), return_counts=True)
+    rows: list[tuple[str, float]] = [("examples", len(raw)), ("classes", len(counts))]
+    rows += [("examples of the smallest class", int(counts.min())), ("of the largest", int(counts.max()))]
+    if modality == "text":
+        tokens = np.expm1(x.astype(np.float64))
+        rows += [("tokens per text", float(tokens.sum(axis=1).mean()))]
+        rows += [("distinct tokens per text", float((tokens > 0.5).sum(axis=1).mean()))]
+    else:
+        rows += [("numbers per input", x.shape[1]), ("mean of the inputs", float(x.mean(dtype=np.float64)))]
+        rows += [("deviation of the inputs", float(x.std(dtype=np.float64)))]
+    return Report("Data set", ("quantity", "value"), tuple(rows))
 
 
 def _codes(labels: Any) -> np.ndarray:
@@ -69,6 +103,10 @@ def _one(name: str, candidate: Candidate, codes: np.ndarray, **facts: Any) -> Ta
     if len(table) != len(codes):
         raise DataError(f"'{name}' has features of {len(table)} examples, and there are {len(codes)} labels.")
     last = table.arrays[list(table.arrays)[-1]].reshape(len(codes), -1)
+    for layer, array in table.arrays.items():
+        if not np.isfinite(array).all():
+            row = np.flatnonzero(~np.isfinite(array).reshape(len(codes), -1).all(axis=1))[0]
+            raise DataError(f"'{name}' has features '{layer}' that are not finite, of the example {table.ids[row]}.")
     order = _in_turn(codes)
     part = lambda share: _probe(last, codes, order[: round(share * len(codes))])
     measured = {score: _score(score, last, codes) for score in SCORES}
@@ -97,11 +135,15 @@ def _in_turn(codes: np.ndarray) -> np.ndarray:
 
 
 def _probe(x: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> float | None:
-    """The share of right answers on left-out examples; ``None`` where there is too little to learn from."""
-    if len(rows) < LEAST or len(np.unique(codes[rows])) < 2:
+    """The share of right answers on left-out examples, that of the largest class at least; ``None`` where a part has
+    too little to learn from."""
+    counts = np.bincount(codes[rows])
+    counts = counts[counts > 0]
+    if len(rows) < len(codes) and (len(rows) < LEAST or len(counts) < 2 or counts.min() < 2):
         return None
     found = features.ridge(x[rows], np.unique(codes[rows], return_inverse=True)[1])
-    return next(float(row[-2]) for row in found.report.rows if row[-1])
+    # Left out, an example makes its own class the rarer one: noise is told worse than by chance, but is not worth less.
+    return max(next(float(row[-2]) for row in found.report.rows if row[-1]), float(counts.max() / len(rows)))
 
 
 def _layers(table: features.FeatureTable, codes: np.ndarray) -> float | None:

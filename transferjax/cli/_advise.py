@@ -20,10 +20,11 @@ def add(verbs: Any) -> None:
         "which network to take, what should learn, and what to expect",
         "Looks at the images of --split once with every --model, trains nothing but read-outs, and ranks what can be\n"
         "done within --steps: read out features, fine-tune all or the last stages, by which optimizer and learning\n"
-        "rate. What is expected rests on runs on similar tasks, which are cited: lines E1, E2, ... of the package's\n"
-        "table, and your own where --evidence has any (probe and finetune write there). The pixels with a linear\n"
-        "model, and a fresh network, are always among the lines.",
-        "  transferjax advise --data sample --size 64 --model efficientnet_lite0 --steps 128\n"
+        "rate. What is expected rests on runs on similar tasks, which are cited: runs E1, E2, ... of the package's\n"
+        "table, and your own where --evidence has any (probe and finetune write there; finetune's count once probe\n"
+        "has looked at the same data). The pixels with a linear model are always among the lines; 'none' is a small\n"
+        "network of three convolutions from scratch. With --layers more is known, and more can be expected.",
+        "  transferjax advise --data sample --size 64 --model efficientnet_lite0 --layers 'blocks/*' --steps 128\n"
         "  transferjax advise --data folder:photos --model efficientnet_lite0 --steps 0 --evidence runs/evidence",
     )
     add_source(parser)
@@ -32,7 +33,8 @@ def add(verbs: Any) -> None:
     parser.add_argument("--layers", metavar="GLOB", help="module paths whose outputs are features too (none)")
     parser.add_argument("--steps", type=natural, required=True, metavar="N", help="training steps; 0: features only")
     parser.add_argument("--batch-size", type=count, default=32, metavar="N", help="images in a step (32)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="that training may take on this machine (any)")
+    spare = "that training steps may take on this machine, without compiling (any)"
+    parser.add_argument("--seconds", type=float, metavar="S", help=spare)
     parser.add_argument("--evidence", metavar="DIR", help="your own runs, kept by probe and finetune (none)")
     parser.add_argument("--output", metavar="DIR", help="new directory for a report and pictures (none)")
 
@@ -72,7 +74,7 @@ def _write(output: pathlib.Path, advice: Any) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
         made = pathlib.Path(place) / "made"
         made.mkdir()
-        parts = [advice.report(), advice.sources(), advice.curves()]
+        parts = [advice.report(), advice.sources(), advice.curves(), advice.data, advice.cited()]
         (made / "report.md").write_text("\n\n".join(part.to_markdown() for part in parts) + "\n", encoding="utf-8")
         figure = tj.report.learning_curves(advice.curves(), quality="left-out accuracy of the probe")
         figure.savefig(made / "learning_curves.png")

@@ -39,15 +39,24 @@ def _headless(name: str, weights: str, size: int | None) -> Any:
     return model if model.preprocess is None else tj.data.on_images(model, size)
 
 
-def target_of(data: str, split: str) -> str:
-    """What a user's task is called in the evidence: its data and the part that is learnt from.
+def target_of(data: str, split: str, size: int | None) -> str:
+    """What a user's task is called in the evidence: its data, the part that is learnt from, and the side of images.
 
-    >>> target_of("sample", "train[:100]")
-    'sample train[:100]'
+    >>> target_of("sample", "train[:100]", 64)
+    'sample train[:100] at 64'
     """
     from transferjax.cli._finetune import absolute
 
-    return f"{absolute('data', data)} {split}"
+    return f"{absolute('data', data)} {split}" + ("" if size is None else f" at {size}")
+
+
+def source_of(model: str, weights: str) -> str:
+    """What a source is called in the evidence: a network, and its weights where they are not the usual ones.
+
+    >>> source_of("efficientnet_lite0", "auto"), source_of("efficientnet_lite0", "none")
+    ('efficientnet_lite0', 'efficientnet_lite0 (none)')
+    """
+    return model if weights == "auto" else f"{model} ({weights})"
 
 
 def record_finetuned(folder: str, config: Mapping[str, Any], steps: int, accuracy: float, seconds: float) -> None:
@@ -62,11 +71,11 @@ def record_finetuned(folder: str, config: Mapping[str, Any], steps: int, accurac
     """
     from transferjax import advise
 
-    fresh = config["weights"] == "none"
-    source, road = ("none", "scratch") if fresh else (config["model"], "finetune")
+    fresh = config["weights"] == "none" and ":" not in config["model"]
+    source, road = ("none", "scratch") if fresh else (source_of(config["model"], config["weights"]), "finetune")
     what = (source, road, config["tuning"].replace(":", " "), "", config["optimizer"])
     spent = (_highest(config["learning_rate"]), steps, config["batch_size"], accuracy, seconds)
-    target = target_of(config["data"], config["split"])
+    target = target_of(config["data"], config["split"], config["size"])
     advise.record(folder, [advise.Run(target, config["seed"], *what, *spent)])
 
 

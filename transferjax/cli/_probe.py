@@ -117,17 +117,18 @@ def _record(arguments: argparse.Namespace, train: Any, pixels: Any, rows: list[t
     import numpy as np
 
     import transferjax as tj
-    from transferjax.cli._candidates import parameters_of, target_of
+    from transferjax.cli._candidates import parameters_of, source_of, target_of
 
     advise = tj.advise
+    network = source_of(arguments.model, arguments.weights)
     size = parameters_of(arguments.model, arguments.weights, arguments.size)
-    candidates = {"raw": advise.Candidate(pixels, 0), arguments.model: advise.Candidate(train, size)}
-    target = target_of(arguments.data, arguments.split)
+    candidates = {"raw": advise.Candidate(pixels, 0), network: advise.Candidate(train, size)}
+    target = target_of(arguments.data, arguments.split, arguments.size)
     kept: list[Any] = list(advise.describe_task(candidates, np.asarray(train.labels), target=target))
     for name, accuracy, seconds in rows:
         if name in KNOWN:
             what, optimizer = KNOWN[name]
-            source = "raw" if what == "inputs" else arguments.model
+            source = "raw" if what == "inputs" else network
             spent = (0.0, 0, 0, accuracy, seconds)
             kept.append(advise.Run(target, 0, source, "features", "", what, optimizer, *spent))
     advise.record(arguments.evidence, kept)
