@@ -1,4 +1,9 @@
-"""Domain adaptation from end to end: digits whose copies are noisy, turned or inverted, without labels for these."""
+"""Domain adaptation from end to end: digits whose copies are noisy, turned or inverted, without labels for these.
+
+The weights of the alignment losses were chosen with other seeds (3 and 4), on the shifted copies of the training
+images. What is asked for holds on average over three seeds: where a shift leaves no more than chance, as inversion
+does, a single run can lose several points.
+"""
 
 import itertools
 
@@ -11,7 +16,7 @@ from scipy import ndimage
 
 import transferjax as tj
 
-STEPS, BATCH, WIDTH, TRAIN = 600, 64, 64, 1200
+STEPS, BATCH, WIDTH, TRAIN, SEEDS = 600, 64, 64, 1200, (0, 1, 2)
 SHIFTS = {
     "rotation": lambda x: ndimage.rotate(x, 30, axes=(2, 1), reshape=False, order=1),
     "noise": lambda x: np.clip(x + np.random.default_rng(1).normal(size=x.shape) * 0.3, 0, 1),
@@ -45,9 +50,9 @@ def digits():
     return images[order].reshape(-1, 8, 8) / 16, labels[order]
 
 
-def batches(digits, target=None):
+def batches(digits, seed, target=None):
     """Labelled examples of the source, and as many without labels of the target, drawn on their own."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images, labels = prepared(digits[0][:TRAIN]), digits[1][:TRAIN]
     while True:
         rows, others = rng.integers(0, TRAIN, BATCH), rng.integers(0, TRAIN, BATCH)
@@ -68,30 +73,32 @@ def rate(peak):
 
 
 @pytest.fixture(scope="module")
-def source(digits):
-    """The network of the source, from which adaptation starts; and the same one after as many steps more without
-    adaptation, which it has to beat."""
-    run = lambda model: trained(
-        model, tj.objectives.cross_entropy(model.apply), tj.full(), optax.adam(rate(2e-3)), batches(digits)
-    )
-    first = run(tj.interop.nnx(Network(nnx.Rngs(0))))
-    return first, run(first)
+def sources(digits):
+    """Per seed the network of the source, from which adaptation starts; and the same one after as many steps more
+    without adaptation, which it has to beat."""
+
+    def run(model, seed):
+        objective = tj.objectives.cross_entropy(model.apply)
+        return trained(model, objective, tj.full(), optax.adam(rate(2e-3)), batches(digits, seed))
+
+    first = {seed: run(tj.interop.nnx(Network(nnx.Rngs(seed))), seed) for seed in SEEDS}
+    return {seed: (model, run(model, seed)) for seed, model in first.items()}
 
 
-def coral(model, digits, target):
+def coral(model, digits, seed, target):
     objective = tj.objectives.adapt(
         tj.objectives.cross_entropy, model, tj.objectives.losses.coral, at="features", weight=3.0
     )
-    return trained(model, objective, tj.full(), optax.adam(rate(2e-3)), batches(digits, target))
+    return trained(model, objective, tj.full(), optax.adam(rate(2e-3)), batches(digits, seed, target))
 
 
-def dann(model, digits, target):
+def dann(model, digits, seed, target):
     init = tj.objectives.discriminator(WIDTH, hidden=(128,))
-    model = tj.extend(model, "discriminator", init, key=jax.random.key(5))
+    model = tj.extend(model, "discriminator", init, key=jax.random.key(5 + seed))
     objective = tj.objectives.dann(tj.objectives.cross_entropy, model, at="features", steps=STEPS, weight=0.1)
     tuning = tj.chain(network=tj.train("model/**"), discriminator=tj.train("aux/**"))
     tx = tj.per_group(network=optax.adam(rate(2e-3)), discriminator=optax.adam(rate(6e-3), b1=0.5))
-    return trained(model, objective, tuning, tx, batches(digits, target))
+    return trained(model, objective, tuning, tx, batches(digits, seed, target))
 
 
 def accuracy(model, images, labels):
@@ -101,16 +108,17 @@ def accuracy(model, images, labels):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [coral, dann])
-def test_labels_of_the_source_alone_win_back_a_third_of_what_a_shift_costs(digits, source, method):
-    first, baseline = source
+def test_labels_of_the_source_alone_win_back_a_third_of_what_a_shift_costs(digits, sources, method):
     images, labels = digits
-    clean = accuracy(baseline, prepared(images[TRAIN:]), labels[TRAIN:])
-    gains = {}
-    for name, shift in SHIFTS.items():
+    gains, rests = {name: [] for name in SHIFTS}, []
+    for (name, shift), (seed, (first, baseline)) in itertools.product(SHIFTS.items(), sources.items()):
+        clean = accuracy(baseline, prepared(images[TRAIN:]), labels[TRAIN:])
         test = prepared(shift(images[TRAIN:]))
         before = accuracy(baseline, test, labels[TRAIN:])
-        after = accuracy(method(first, digits, prepared(shift(images[:TRAIN]))), test, labels[TRAIN:])
-        gains[name] = (before, after, (after - before) / (clean - before))
-    assert clean > 0.95
-    assert max(share for *_, share in gains.values()) > 1 / 3, gains
-    assert all(after > before - 0.02 for before, after, _ in gains.values()), gains
+        after = accuracy(method(first, digits, seed, prepared(shift(images[:TRAIN]))), test, labels[TRAIN:])
+        gains[name].append((before, after, (after - before) / (clean - before)))
+        rests.append(clean)
+    assert min(rests) > 0.95
+    means = {name: np.mean(found, axis=0) for name, found in gains.items()}
+    assert max(share for *_, share in means.values()) > 1 / 3, gains
+    assert all(after > before - 0.02 for before, after, _ in means.values()), gains
