@@ -45,6 +45,7 @@ ALLOWED = {
         "tokenizers",
     },
     "testing": CORE,
+    "advise": CORE,
     "cli": CORE | {"rich", "matplotlib"},
 }
 WORLD = {"time", "datetime", "logging", "io", "shutil", "tempfile", "subprocess", "socket", "warnings", "random"}

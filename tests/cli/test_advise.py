@@ -39,7 +39,7 @@ def test_runs_of_your_own_are_kept_and_cited(place, capsys):
     assert main([*tuned, "--evidence", "mine", "--output", "run"]) == 0
     capsys.readouterr()
     found = tj.advise.open_local("mine")
-    assert found.targets == ("sample train[:60]",) and {task.source for task in found.tasks} == {"raw", MODEL[1]}
+    assert found.targets == ("sample train[:60] at 32",) and {task.source for task in found.tasks} == {"raw", MODEL[1]}
     assert [(run.source, run.road, run.tuning or run.features, run.optimizer, run.steps) for run in found.runs] == [
         ("raw", "features", "inputs", "closed form", 0),
         (MODEL[1], "features", "last", "closed form", 0),

@@ -12,7 +12,7 @@ def test_the_programs_run_as_printed(capsys):
     """One after the other, each on what those before it left."""
     programs = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     short = programs[0].replace('tj.data.open("sample", "train")', 'tj.data.open("sample", "train[:64]")')
-    assert len(programs) == 4 and short != programs[0]
+    assert len(programs) == 5 and short != programs[0]
     names = {}
     exec(compile(short.replace("epochs=5", "epochs=1").replace("size=64", "size=32"), "README.md", "exec"), names)
     printed = capsys.readouterr().out
@@ -28,6 +28,12 @@ def test_the_programs_run_as_printed(capsys):
     assert "FinetuneState(step 2 of 6 runs" in repr(names["found"].runs)
     exec(compile(programs[3], "README.md", "exec"), names)
     assert "Head2Toe" in capsys.readouterr().out and float(names["right"].mean()) > 0.5
+    exec(
+        compile(programs[4].replace("train[:300]", "train[:60]").replace("size=48", "size=32"), "README.md", "exec"),
+        names,
+    )
+    printed = capsys.readouterr().out
+    assert "Advice for 128 steps" in printed and "Learning curves" in printed and names["advice"].lines[0].evidence
 
 
 def test_the_two_commands_are_there():

@@ -108,7 +108,8 @@ def stitch(front: Model, back: Model, found: FeatureMap, at: Selector | str) -> 
     >>> from transferjax.features._maps import procrustes
     >>> model = tj.interop.pure(lambda params, x: tj.interop.mark("body", x @ params) + 1.0, jnp.eye(2))
     >>> back = tj.interop.insert(tj.extend(model, "stitch", jnp.zeros(())), "body", receive)
-    >>> stitched = stitch(model, back, procrustes(np.eye(2), np.eye(2)), at="body")
+    >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> stitched = stitch(model, back, procrustes(x, x), at="body")
     >>> np.round(stitched.apply(stitched.params, stitched.extra, np.ones((1, 2)))[0], 3).tolist()
     [[2.0, 2.0]]
     """
