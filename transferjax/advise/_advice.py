@@ -65,12 +65,12 @@ class Advice:
             )
             for line in self.lines
         ]  # fmt: skip
-        notes = {
+        facts = {
             "from, to": "one standard deviation around what is expected",
             "weight": "1 is a run on just such a task",
         }
-        notes |= {f"note {number}": note for number, note in enumerate(self.notes, 1)}
-        return Report(f"Advice for {self.budget.steps:,} steps", COLUMNS, tuple(rows), notes)
+        facts |= {f"note {number}": note for number, note in enumerate(self.notes, 1)}
+        return Report(f"Advice for {self.budget.steps:,} steps", COLUMNS, tuple(rows), facts)
 
     def sources(self) -> Report:
         """One row per source: the scores, their ranks and how far these differ, and the probe."""
@@ -91,21 +91,10 @@ class Advice:
 
     def cited(self) -> Report:
         """One row per run that a line cites."""
-        columns = (
-            "name",
-            "target",
-            "seed",
-            "source",
-            "road",
-            "tuning",
-            "features",
-            "optimizer",
-            "rate",
-            "steps",
-            "batch",
-        )
-        rows = [tuple(getattr(run, column) for column in (*columns, "accuracy")) for run in self.runs]
-        return Report("Cited runs", (*columns, "accuracy"), tuple(rows))
+        left_out = ("seconds", "name")
+        columns = ("name", *(field.name for field in dataclasses.fields(Run) if field.name not in left_out))
+        rows = [tuple(getattr(run, column) for column in columns) for run in self.runs]
+        return Report("Cited runs", columns, tuple(rows))
 
     def curves(self) -> Report:
         """One row per source: the probe on a quarter, on half and on all of the examples."""
@@ -133,8 +122,9 @@ def advise(
 
     Every candidate is looked at in one pass; nothing is trained but read-outs. What a strategy can be expected to give
     is the left-out accuracy of the features it starts from, moved by what the strategy did to such features on similar
-    tasks: evidence weighs more the closer its number of labels, difficulty, size of network and steps are.
-    The inputs themselves with a linear model, and a fresh network where there are steps, are always among the lines.
+    tasks: evidence weighs more the closer its number of labels, difficulty, size of network and steps are. The size of
+    a batch is not looked at. The inputs themselves with a linear model are always among the lines, and so is a fresh
+    network where there is evidence of one.
 
     Args:
       candidates: by name: a Model whose outputs are features, what :func:`measure` makes of it, or its features of

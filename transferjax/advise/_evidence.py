@@ -27,7 +27,7 @@ class Task:
       source: whose features; ``raw``: the inputs themselves.
       modality: ``image``, ``text``, or a word of your own.
       labels: training examples; classes: of them.
-      parameters: of the source, 0 for the inputs.
+      parameters: of the source, 0 for the inputs and where it is unknown.
       width: of its features.
       probe: share of right answers of ridge regression on left-out examples, for its last features.
       layers: the same for the most relevant features of all layers (Head2Toe); ``None``: not looked at.

@@ -24,7 +24,11 @@ PRIOR = 3.0
 SPREAD = 0.3
 """Of the logarithm of an error, where nothing is known: it counts as one run."""
 LEAST = 1e-3
-"""Evidence of less weight than this, in all, is none."""
+"""Evidence of less weight than this, in all, is none.
+
+Which descriptors there are, and the numbers above, were chosen by the error of what was expected on the first draw of
+the package's tasks, each left out in turn.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
