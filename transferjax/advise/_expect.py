@@ -101,6 +101,7 @@ class Table:
             if key not in found or run.accuracy > found[key][0].accuracy:
                 found[key] = run, task
         self.rows = {strategy: list(found.values()) for strategy, found in best.items()}
+        self.sizes = [math.log10(task.parameters) for task in evidence.tasks if task.parameters]
         self.modalities = {task.modality for task in evidence.tasks}
 
     @functools.cache  # noqa: B019  (a table lives as long as one advice)
@@ -130,7 +131,7 @@ class Table:
         taken = min(steps, rows.steps.max())
         weights = weights * np.exp(-0.5 * ((np.log2(rows.steps + 1) - np.log2(taken + 1)) / STEPS) ** 2)
         if task.parameters and strategy.road != "scratch":
-            size = np.clip(math.log10(task.parameters), rows.sizes.min(), rows.sizes.max())
+            size = np.clip(math.log10(task.parameters), min(self.sizes, default=0), max(self.sizes, default=0))
             weights = weights * np.exp(-0.5 * ((rows.sizes - size) / PARAMETERS) ** 2)
         total = float(weights.sum())
         if total < LEAST:
