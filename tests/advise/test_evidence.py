@@ -49,6 +49,13 @@ def test_what_is_recorded_is_read_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["runs.csv", "tasks.csv"]
 
 
+def test_both_tables_grow_or_none_does(tmp_path):
+    (tmp_path / "tasks.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"'.*tasks.csv' has other columns. Expected .*: give another folder"):
+        record(tmp_path, [RUN, TASK])
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks.csv"]
+
+
 def test_evidence_adds_up_and_forgets():
     mine = Evidence((RUN,), (TASK,))
     both = evidence() + mine

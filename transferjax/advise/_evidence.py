@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
+import io
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -234,24 +235,24 @@ def record(path: str | os.PathLike[str], rows: Sequence[Run | Task]) -> None:
         if type(row) not in FILES:
             raise DataError(f"record() got {row!r}. Expected Run or Task, as transferjax.advise has them.")
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, name in FILES.items():
-        mine = [row for row in rows if type(row) is kind]
-        if mine:
-            _append(folder / name, kind, mine)
+    own = {kind: [row for row in rows if type(row) is kind] for kind in FILES}
+    grown = {folder / FILES[kind]: _grown(folder / FILES[kind], kind, mine) for kind, mine in own.items() if mine}
+    for file, text in grown.items():  # all of them can be read, so that either both tables grow or none does
+        beside = file.with_name(f".{file.name}.new")
+        beside.write_text(text, encoding="utf-8", newline="")
+        beside.replace(file)
 
 
-def _append(file: pathlib.Path, kind: type, rows: Iterable[Any]) -> None:
-    """The file with more lines, written beside it and renamed."""
+def _grown(file: pathlib.Path, kind: type, rows: Iterable[Any]) -> str:
+    """The text of a table with more lines."""
     columns = _columns(kind)
     before = file.read_text(encoding="utf-8") if file.exists() else ",".join(columns) + "\n"
     if before.splitlines()[:1] != [",".join(columns)]:
         raise DataError(f"'{file}' has other columns. Expected {', '.join(columns)}: give another folder.")
-    beside = file.with_name(f".{file.name}.new")
-    with beside.open("w", encoding="utf-8", newline="") as out:
-        out.write(before)
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerows([_cell(getattr(row, column)) for column in columns] for row in rows)
-    beside.replace(file)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_cell(getattr(row, column)) for column in columns] for row in rows)
+    return before + out.getvalue()
 
 
 def _columns(kind: type) -> list[str]:
