@@ -90,7 +90,7 @@ def test_thin_evidence_scores_that_disagree_and_more_labels_are_noted(candidates
         candidates,
         table(0.5),
         0,
-        evidence=world((0.66,), {way: ratio for way, ratio in ways.items() if way[0] != "none"}),
+        evidence=world((0.005,), {way: ratio for way, ratio in ways.items() if way[0] != "none"}),
     )
     assert any(note.startswith("Thin evidence: the first line's weighs") for note in found.notes)
     tasks = [

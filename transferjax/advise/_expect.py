@@ -14,13 +14,13 @@ from transferjax.advise._evidence import Evidence, Run, Task
 
 FLOOR = 0.005
 """Shares of wrong answers are compared above this, about one in two hundred."""
-DESCRIPTORS = {"labels": 1.0, "error": 1.4, "layers": 1.0}
+DESCRIPTORS = {"labels": 1.0, "error": 2.0, "layers": 0.35}
 """What a task is described by, and how unlike it may be before the weight of its evidence falls to .6: decades of
 labels, the logarithm of the error of the source's best read-out, and of how much all layers gain over the last."""
-PARAMETERS, STEPS = 0.5, 0.7
+PARAMETERS, STEPS = 0.5, 0.5
 """The same for decades of a network's size and doublings of steps."""
-PRIOR = 3.0
-"""Slopes are held to zero as if by so many runs."""
+PRIOR = 0.5
+"""Slopes are held to zero as if by so many runs at a width's distance."""
 SPREAD = 0.3
 """Of the logarithm of an error, where nothing is known: it counts as one run."""
 LEAST = 1e-3
