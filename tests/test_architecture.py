@@ -17,6 +17,7 @@ FLOORS = {
     "_types": 0, "_errors": 0, "_report": 0, "_context": 0,
     "tree": 1, "numerics": 1, "program": 1,
     "tuning": 2, "surgery": 2, "optim": 2, "objectives": 2, "features": 2, "scores": 2, "interop": 2, "report": 2,
+    "merging": 2,
     "finetune": 3, "io": 3, "data": 3,
     "models": 4, "advise": 4, "testing": 4,
     "__init__": 5,  # the public names; what stands above uses them as anyone does
@@ -29,6 +30,7 @@ ALLOWED = {
     **{name: CORE for name, floor in FLOORS.items() if floor <= 2 or name == "finetune"},
     "features": CORE | {"ott"},
     "scores": CORE | {"ott"},
+    "merging": CORE | {"scipy"},
     "interop": CORE | {"flax"},
     "report": CORE | {"matplotlib"},
     "models": CORE | {"flax"},

@@ -12,6 +12,7 @@ from transferjax.interop._modules import module_paths
 from transferjax.interop._pure import equinox, mark, momentum_in_use, pure, training
 from transferjax.interop._side import side_network
 from transferjax.interop._statistics import momentum_for_steps, reestimate_statistics
+from transferjax.interop._stochastic_norm import stochastic_norm
 
 if TYPE_CHECKING:
     from transferjax.interop._linen import linen_model as linen
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_norm_momentum", "bottleneck", "chunked", "equinox", "extend", "in_chunks", "insert", "linen", "map_inputs",
     "mark", "module_paths", "momentum_for_steps", "momentum_in_use", "nnx", "pure", "reestimate_statistics",
-    "scale_and_shift", "side_network", "soft_prompt", "strip", "tie", "training", "visual_prompts",
+    "scale_and_shift", "side_network", "soft_prompt", "stochastic_norm", "strip", "tie", "training", "visual_prompts",
 ]  # fmt: skip
 
 _LAZY = {"linen": ("_linen", "linen_model"), "nnx": ("_nnx", "nnx_model")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -44,6 +45,8 @@ class Hooks:
       key: randomness of this pass, or ``None``.
       train: ``False``, ``True`` or a selector over module paths.
       momentum: of every BatchNorm that moves its statistics, or ``None`` for the module's own.
+      running: the probability with which a channel of a BatchNorm in training mode is normalised by its running
+        statistics; 0 and ``None``: never.
       step: the number of training steps taken, which a BatchNorm's own momentum follows; ``None``: unknown.
       at: selectors of the module paths whose outputs are returned.
       inserts: functions on module outputs, applied in this order.
@@ -53,6 +56,7 @@ class Hooks:
     key: Array | None = None
     train: bool | Selector = False
     momentum: float | None = None
+    running: float | None = None
     step: Any = None
     at: tuple[Selector, ...] = ()
     inserts: tuple[Insert, ...] = ()
@@ -80,6 +84,19 @@ class Hooks:
             return new
         kept = self.followed(momentum)
         return (kept * old + (1 - kept) * new).astype(new.dtype)
+
+    def mixes(self, path: str) -> bool:
+        """Whether the BatchNorm at ``path`` normalises some channels by its running statistics, though it trains."""
+        return bool(self.running) and self.on(path)
+
+    def mixed(self, path: str, axis: Any, by_running: Any, by_batch: Any) -> Any:
+        """The outputs of that BatchNorm: of each channel by the one or the other statistics."""
+        if self.key is None:
+            raise missing_key("stochastic_norm")
+        axes = {one % by_batch.ndim for one in ((axis,) if isinstance(axis, int) else axis)}
+        shape = [size if number in axes else 1 for number, size in enumerate(by_batch.shape)]
+        own = jax.random.fold_in(self.key, zlib.crc32(f"stochastic_norm/{path}".encode()))
+        return jnp.where(jax.random.bernoulli(own, self.running or 0.0, shape), by_running, by_batch)
 
     @property
     def only_infer(self) -> bool:

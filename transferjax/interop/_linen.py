@@ -141,6 +141,7 @@ class _Watch:
         self.called: set[str] = set()
         self.momenta: dict[str, Any] = {}
         self.inside: list[str] = []
+        self.still: set[str] = set()
 
     def __call__(self, next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module, method = context.module, context.method_name
@@ -151,11 +152,25 @@ class _Watch:
         # A call of `super().__call__`, or the body of a lifted module, is the same call once more.
         outermost = method == "__call__" and path not in self.inside
         self.inside.append(path)
+        call = functools.partial(self._forced, next_function, args, kwargs, module, method)
         try:
-            outputs = self._forced(next_function, args, kwargs, module, method, self.hooks.on(path))
+            if outermost and isinstance(module, nn.BatchNorm) and self.hooks.mixes(path):
+                outputs = self._both(call, module, path)
+            else:
+                outputs = call(self.hooks.on(path) and path not in self.still)
         finally:
             self.inside.pop()
         return self._tapped(outputs, module, path) if outermost else outputs
+
+    def _both(self, call: Any, module: Any, path: str) -> Any:
+        """The call of a BatchNorm by both statistics: by the running ones first, as the other call moves them."""
+        self.still.add(path)
+        try:
+            by_running = call(False)
+        finally:
+            self.still.discard(path)
+        object.__setattr__(module, "scope", module.scope.rewound())  # as Linen does where a module is called again
+        return self.hooks.mixed(path, module.axis, by_running, call(True))
 
     def _forced(self, next_function, args, kwargs, module, method, on):
         """The call with its flags forced: in the module's fields and in the arguments."""

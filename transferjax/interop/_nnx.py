@@ -30,7 +30,7 @@ from transferjax.interop._forward import (
 )
 from transferjax.tree import nest, path_string
 
-OUTPUTS, CONTEXT = "_transferjax_outputs", "_transferjax_context"
+OUTPUTS, CONTEXT, MIXED = "_transferjax_outputs", "_transferjax_context", "_transferjax_mixed"
 
 
 def nnx_model(
@@ -243,7 +243,10 @@ def _instrument(module: Any, flags: tuple[str, ...], hooks: Hooks) -> dict[str, 
             setattr(one, OUTPUTS, nnx.Intermediate(()))
         if inserts or capturing:
             tapped[path] = one
-        one.__class__ = _specialised(type(one), flags, on, path in tapped)
+        mixing = isinstance(one, nnx.BatchNorm) and hooks.mixes(path)
+        if mixing:
+            setattr(one, MIXED, _Mixed(hooks, path))
+        one.__class__ = _specialised(type(one), flags, on, path in tapped, mixing)
     return tapped
 
 
@@ -266,8 +269,18 @@ class _Context:
         return functools.reduce(lambda value, function: function(value), self.functions, outputs)
 
 
+class _Mixed:
+    """How a BatchNorm chooses between two statistics in this pass. Compares by identity."""
+
+    def __init__(self, hooks: Hooks, path: str):
+        self.hooks, self.path = hooks, path
+
+    def __call__(self, axis: Any, by_running: Any, by_batch: Any) -> Any:
+        return self.hooks.mixed(self.path, axis, by_running, by_batch)
+
+
 @functools.cache
-def _specialised(cls: type, flags: tuple[str, ...], on: bool, tapped: bool) -> type:
+def _specialised(cls: type, flags: tuple[str, ...], on: bool, tapped: bool, mixing: bool = False) -> type:
     """The class with its mode flags forced, whatever the model passes at call time.
 
     A subclass per class and mode, made once, and not a closure per instance: transformations such as ``nnx.remat``
@@ -280,8 +293,11 @@ def _specialised(cls: type, flags: tuple[str, ...], on: bool, tapped: bool) -> t
         forced = tuple((flag, flag_value(flag, on)) for flag in flags if flag in _parameters(method))
         if forced and name not in ("set_view", "set_attributes", "train", "eval"):
             namespace[name] = _forced(method, forced)
+    call = inspect.getattr_static(cls, "__call__", None)
+    if mixing:
+        still = tuple((flag, flag_value(flag, False)) for flag in flags if flag in _parameters(call))
+        namespace["__call__"] = _mixing(_forced(call, still), namespace.get("__call__", call))
     if tapped:
-        call = inspect.getattr_static(cls, "__call__", None)
         namespace["__call__"] = _tapped(namespace.get("__call__", call))
     if not namespace:
         return cls
@@ -304,6 +320,19 @@ def _forced(method: Any, flags: tuple[tuple[str, bool], ...]) -> Any:
         bound = signature.bind_partial(self, *args, **kwargs)
         bound.arguments.update(flags)
         return method.__get__(self, type(self))(*bound.args[1:], **bound.kwargs)
+
+    return call
+
+
+def _mixing(still: Any, moving: Any) -> Any:
+    """The call of a BatchNorm by both statistics: by the running ones first, as the other call moves them."""
+
+    @functools.wraps(moving)
+    def call(self, *args, **kwargs):
+        self.use_running_average = True
+        by_running = still(self, *args, **kwargs)
+        self.use_running_average = False
+        return getattr(self, MIXED)(self.axis, by_running, moving(self, *args, **kwargs))
 
     return call
 

@@ -111,7 +111,7 @@ def reestimate_statistics(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _pool(forward, train, places, params, extra, inputs, key, pooled, share):
     """One batch more in the running mean and pooled variance of each BatchNorm (Chan, Golub and LeVeque, 1979)."""
-    passed = run(forward, params, extra, inputs, Hooks(key=key, train=train))
+    passed = run(forward, params, extra, inputs, Hooks(key=key, train=train, running=0.0))
     strange = [place for place in places if passed.batch_norms is not None and place not in passed.batch_norms]
     if strange:
         raise TransferError(

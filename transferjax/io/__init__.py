@@ -13,9 +13,10 @@ from transferjax.io._restore import restore
 from transferjax.io._run import Run
 from transferjax.io._save import save
 from transferjax.io._state import fingerprint
+from transferjax.io._teacher_cache import TeacherCache
 from transferjax.io._transplant import transplant
 
 __all__ = [
-    "Adapter", "Checkpoint", "FeatureCache", "Run", "diff", "fingerprint", "load", "open", "read_peft",
+    "Adapter", "Checkpoint", "FeatureCache", "Run", "TeacherCache", "diff", "fingerprint", "load", "open", "read_peft",
     "residual_cache", "restore", "save", "transplant", "write_figure", "write_peft",
 ]  # fmt: skip

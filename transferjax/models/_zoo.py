@@ -13,6 +13,7 @@ from transferjax._types import Model
 from transferjax.models import (
     _bert,
     _bert_rules,
+    _convnet,
     _efficientnet_lite,
     _llama,
     _llama_rules,
@@ -94,7 +95,21 @@ LLAMA = Family(
     packages={},
 )
 
-FAMILIES = {name: family for family in (EFFICIENTNET_LITE, BERT, VIT, RESNET, LLAMA) for name in family.variants}
+CONVNET = Family(
+    variants=_convnet.VARIANTS,
+    classes=0,
+    head="head/",
+    build=_convnet.build,
+    std=_convnet.std,
+    rules={"transferjax": _convnet.own},
+    stages=_convnet.stages,
+    preprocess=_convnet.preprocess,
+    packages={},
+)
+
+FAMILIES = {
+    name: family for family in (EFFICIENTNET_LITE, BERT, VIT, RESNET, CONVNET, LLAMA) for name in family.variants
+}
 
 
 def names() -> tuple[str, ...]:
@@ -118,6 +133,7 @@ def names() -> tuple[str, ...]:
     resnet50
     resnet101
     resnet152
+    convnet_small
     llama3_2_1b
     tinyllama_1_1b
     llama3_2_1b_scanned

@@ -140,7 +140,7 @@ def objective_of(
     Raises:
       TransferError: ``supervised`` makes no objective, or the model cannot capture.
     """
-    if not _makes_objective(supervised):
+    if not makes_objective(supervised):
         raise TransferError(
             f"{name}() expects what makes an objective of a network first, got {describe(supervised)}: pass "
             "tj.objectives.cross_entropy itself, or functools.partial(tj.objectives.cross_entropy, ...)."
@@ -150,10 +150,10 @@ def objective_of(
         raise TransferError(f"{name}() expects a Model that can say what its modules make; {got}. Use tj.interop.")
     shared = not jax.tree.leaves(model.extra) if together is None else bool(together)
     forward = _Both(model.apply, model.capture, None if at is None else as_selector(at), shared)
-    return Partial(_adapted, as_partial(supervised(Partial(_given))), Partial(forward), alignment, weight)
+    return Partial(_adapted, as_partial(supervised(Partial(given))), Partial(forward), alignment, weight)
 
 
-def _makes_objective(supervised: Any) -> bool:
+def makes_objective(supervised: Any) -> bool:
     if isinstance(supervised, Partial) or not callable(supervised):
         return False
     try:
@@ -163,7 +163,7 @@ def _makes_objective(supervised: Any) -> bool:
     return True
 
 
-def _given(params, extra, inputs, *, key=None, train=False):
+def given(params, extra, inputs, *, key=None, train=False):
     """The form of ``Model.apply`` for outputs that are there already."""
     return inputs, extra
 

@@ -47,7 +47,7 @@ def per_group(**named: optax.GradientTransformation) -> optax.GradientTransforma
         if not isinstance(tree, dict):
             raise SelectionError(_without_groups(sorted(named), f"{describe(tree)} came"))
         missing, surplus = sorted(set(tree) - set(named)), sorted(set(named) - set(tree))
-        if (missing or surplus) and not _are_groups(tree):
+        if (missing or surplus) and not are_groups(tree):
             raise SelectionError(_without_groups(sorted(named), f"its parameters {listing(sorted(tree))} came"))
         if missing or surplus:
             write = ", ".join(f"{name}=..." for name in sorted(tree))
@@ -72,7 +72,7 @@ def per_group(**named: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _are_groups(tree: dict[str, Any]) -> bool:
+def are_groups(tree: dict[str, Any]) -> bool:
     """Whether a dict can be what a chain trains: every group has the outline of the same parameters."""
     outlines = {tuple(sorted(map(str, group))) if isinstance(group, dict) else None for group in tree.values()}
     return len(outlines) == 1

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transferjax._errors import DataError, describe
 from transferjax._types import Batch, Model
+from transferjax.numerics import diagonal_fisher
 from transferjax.tree import Selector, everything, fill, paths, split
 
 
@@ -40,35 +40,19 @@ def task2vec(
     Source: Achille, Lam, Tewari, Ravichandran, Maji, Fowlkes, Soatto & Perona, Task2Vec: task embedding for
     meta-learning, ICCV 2019.
 
+    >>> import jax.numpy as jnp
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs @ params["kernel"], extra)
     >>> model = Model(apply, None, {"kernel": jnp.zeros((3, 2))}, {})
     >>> task2vec(model, [{"inputs": jnp.ones((4, 3))}]).tolist()
     [0.25, 0.25]
     """
     chosen, rest = split(model.params, select)
-    step = jax.jit(lambda *parts: _fisher(model.apply, *parts))
-    total: dict[str, np.ndarray] = {}
-    count = 0.0
-    for number, batch in enumerate(batches):
-        inputs = jax.tree.map(jnp.asarray, batch["inputs"])
-        size = len(jax.tree.leaves(inputs)[0])
-        weight = jnp.asarray(batch.get("weight", np.ones(size, np.float32)), jnp.float32)
-        outputs = jax.eval_shape(lambda *parts: model.apply(*parts)[0], model.params, model.extra, inputs)
-        if getattr(outputs, "ndim", 0) != 2:
-            raise DataError(
-                f"the model's outputs are {describe(outputs)}; task2vec needs logits [B, C], one per class."
-            )
-        drawn = None if key is None else jax.random.fold_in(key, number)
-        found = step(chosen, rest, model.extra, inputs, weight, drawn)
-        for path, leaf in paths(found).items():
-            total[path] = total.get(path, 0.0) + np.asarray(leaf, np.float64)
-        count += float(weight.sum())
-    if not count:
-        raise DataError("task2vec got no example. Expected batches with inputs; was an iterator read before?")
+    total = diagonal_fisher(_logits(model.apply), chosen, (rest, model.extra), batches, verb="task2vec", key=key)
     parts = [
-        leaf.reshape(-1, leaf.shape[-1]).mean(axis=0) if leaf.ndim > 1 else leaf.ravel() for leaf in total.values()
+        leaf.reshape(-1, leaf.shape[-1]).mean(axis=0) if leaf.ndim > 1 else leaf.ravel()
+        for leaf in paths(total).values()
     ]
-    vector = np.concatenate(parts) / count
+    vector = np.concatenate(parts)
     if not np.isfinite(vector).all() or not vector.any():
         raise DataError(
             "the Fisher information is not finite, or zero throughout. Expected logits that depend on the selected "
@@ -77,30 +61,8 @@ def task2vec(
     return vector
 
 
-def _fisher(apply: Any, chosen: Any, rest: Any, extra: Any, inputs: Any, weight: Any, key: Any) -> Any:
-    """The weighted sum over a batch of the squared gradients of the log-probabilities, in the shape of ``chosen``."""
-    size = len(weight)
-
-    def example(total: Any, parts: Any) -> tuple[Any, None]:
-        one, share, number = parts
-
-        def log_probabilities(values: Any) -> Any:
-            outputs, _ = apply(fill(values, rest), extra, jax.tree.map(lambda x: x[None], one))
-            return jax.nn.log_softmax(outputs[0].astype(jnp.float32))
-
-        log, pull = jax.vjp(log_probabilities, chosen)
-
-        def add(total: Any, label: Any, factor: Any) -> Any:
-            (gradient,) = pull(jax.nn.one_hot(label, len(log), dtype=log.dtype))
-            return jax.tree.map(lambda t, g: t + factor * jnp.square(g.astype(jnp.float32)), total, gradient)
-
-        if key is not None:
-            return add(total, jax.random.categorical(jax.random.fold_in(key, number), log), share), None
-        each = lambda total, label: (add(total, label, share * jnp.exp(log[label])), None)
-        return jax.lax.scan(each, total, jnp.arange(len(log)))
-
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), chosen)
-    return jax.lax.scan(example, start, (inputs, weight, jnp.arange(size)))[0]
+def _logits(apply: Any) -> Any:
+    return lambda chosen, others, inputs: apply(fill(chosen, others[0]), others[1], inputs)[0]
 
 
 def task2vec_distance(a: Any, b: Any) -> float:

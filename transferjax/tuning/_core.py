@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from transferjax._errors import SelectionError, describe
-from transferjax._types import Hole, Model, Tuning, is_hole
-from transferjax.tree import Selector, as_selector, everything, fill, flatten, paths, split
+from transferjax._types import Hole, Tuning, is_hole
+from transferjax.tree import Selector, as_order, as_selector, everything, fill, flatten, paths, split
 
 
 def train(selector: Selector | str) -> Tuning:
@@ -63,12 +63,7 @@ def last(n: int, order: Sequence[Selector | str]) -> Tuning:
     >>> last(1, ["stem", "head"]).init(jax.random.key(0), {"head": 1.0, "stem": 2.0})[0]
     {'head': 1.0, 'stem': Hole}
     """
-    if isinstance(order, (Model, Mapping, str)) or not isinstance(order, Sequence):
-        raise SelectionError(
-            f"last() expects order as a list of selectors, one per stage from input to output; got {describe(order)}. "
-            "Write tj.models.stages(name), or tj.stages(model, inputs)."
-        )
-    stages = [as_selector(s) for s in order]
+    stages = as_order(order, "last")
     if not 1 <= n <= len(stages):
         raise SelectionError(f"last() expects n between 1 and {len(stages)}, the number of stages in order; got {n}.")
     selector = stages[-n]

@@ -1,0 +1,182 @@
+"""leafwise: opened checkpoints, merged leaf by leaf and written so."""
+
+import functools
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+
+import transferjax as tj
+from transferjax._errors import CheckpointError, DataError
+from transferjax.merging import dare, fisher, greedy_soup, leafwise, regmean, search, slerp, soup, task_arithmetic, ties
+from transferjax.surgery import plan
+
+RNG = np.random.default_rng(0)
+
+
+def tree(scale=1.0):
+    draw = lambda *shape: (scale * RNG.standard_normal(shape)).astype(np.float32)
+    return {"stem": {"kernel": draw(6, 5), "bias": draw(5)}, "step": 7}
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return [tree() for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def opened(trees, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for number, one in enumerate(trees):
+        tj.io.save(folder / f"{number}.safetensors", one)
+    return [tj.io.open(folder / f"{number}.safetensors") for number in range(3)]
+
+
+def test_it_is_a_checkpoint(opened):
+    merge = leafwise(ties, opened[0], opened[1:], density=0.5)
+    assert isinstance(merge, tj._types.Checkpoint) and merge.format == "merged" and merge.verified == "verified"
+    assert list(merge) == list(opened[0].shapes) and len(merge) == 3 and merge.shapes == opened[0].shapes
+    assert merge.metadata == {"method": "ties", "density": "0.5"} and merge.kinds == {"step": "int"}
+    assert repr(merge) == "Merged(ties, 3 checkpoints, 3 arrays)"
+    assert merge == merge and merge != leafwise(ties, opened[0], opened[1:]) and hash(merge) == hash(merge)
+    assert "stem/bias" in merge and "stem" not in merge and not merge.sliceable("stem/bias")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz", "msgpack", "orbax"])
+def test_transplant_writes_what_the_method_makes_of_whole_trees(format, opened, trees, tmp_path):
+    merge = leafwise(ties, opened[0], opened[1:], density=0.5)
+    made = plan(merge.shapes, dict(merge.shapes))
+    tj.io.transplant(merge, made, tmp_path / "merged", format=format)
+    expected = ties(trees[0], trees[1:], density=0.5)
+    found = tj.io.load(tmp_path / "merged")
+    assert tj.io.fingerprint(found) == tj.io.fingerprint(expected) and found["step"] == 7
+
+
+def test_a_plan_may_change_the_merge_on_its_way(opened, trees):
+    merge = leafwise(soup, opened)
+    target = {"kernel": np.zeros((5, 6), np.float32)}
+    rules = [tj.surgery.rename("stem/kernel", "kernel"), tj.surgery.permute("kernel", (1, 0))]
+    made = plan(merge.shapes, target, *rules, tj.surgery.waive("stem/bias"), tj.surgery.waive("step"))
+    np.testing.assert_array_equal(made.apply(merge.read)["kernel"], soup(trees)["stem"]["kernel"].T)
+
+
+def test_parts_of_a_leaf(opened):
+    merge = leafwise(soup, opened)
+    np.testing.assert_array_equal(merge.read("stem/kernel", (slice(1, 3), 2)), merge["stem/kernel"][1:3, 2])
+
+
+def test_methods_of_every_form(opened, trees):
+    flat = [{"stem/kernel": one["stem"]["kernel"]} for one in trees]
+    squares = [{path: np.square(one[path]) for path in one} for one in opened]
+    grams = [{"stem/kernel": np.eye(6) * (number + 1)} for number in range(3)]
+    calls = [
+        (leafwise(slerp, opened[0], opened[1], 0.3), slerp(flat[0], flat[1], 0.3)),
+        (leafwise(fisher, opened, squares), fisher(flat, [{"stem/kernel": one["stem/kernel"]} for one in squares])),
+        (leafwise(regmean, opened, grams), regmean(flat, grams)),
+        (leafwise(functools.partial(ties, density=0.5), opened[0], opened[1:]), ties(flat[0], flat[1:], density=0.5)),
+    ]
+    for merge, expected in calls:
+        assert merge["stem/kernel"].tobytes() == expected["stem/kernel"].tobytes()
+    assert leafwise(regmean, opened, grams)["stem/bias"].shape == (5,)
+
+
+def test_a_function_of_ones_own(opened, trees):
+    def halved(base, tuned):
+        return jax.tree.map(lambda a, b: a + (b - a) / 2, base, tuned)
+
+    merge = leafwise(halved, opened[0], opened[1])
+    np.testing.assert_allclose(merge["stem/bias"], (trees[0]["stem"]["bias"] + trees[1]["stem"]["bias"]) / 2, rtol=1e-6)
+
+
+def test_the_fingerprint_tells_merges_apart(opened):
+    merges = [
+        leafwise(soup, opened),
+        leafwise(soup, opened[:2]),
+        leafwise(soup, opened, [0.2, 0.3, 0.5]),
+        leafwise(task_arithmetic, opened[0], opened[1:]),
+        leafwise(dare, opened[0], opened[1:], None, 0.5, jax.random.key(0)),
+        leafwise(dare, opened[0], opened[1:], None, 0.5, jax.random.key(1)),
+        leafwise(regmean, opened, [{"stem/kernel": np.eye(6)}] * 3),
+        leafwise(regmean, opened, [{"stem/kernel": 2 * np.eye(6)}] * 3),
+    ]
+    assert len({merge.fingerprint() for merge in merges}) == len(merges)
+    assert leafwise(soup, opened).fingerprint() == merges[0].fingerprint()
+    bound = plan(merges[0].shapes, dict(merges[0].shapes)).with_source(merges[0].fingerprint())
+    tj.io._restore.opened(merges[0], bound, "transplant")
+
+
+def test_each_access_reads_one_leaf_of_each():
+    read = []
+
+    class Counted(dict):
+        def __getitem__(self, path):
+            read.append(path)
+            return super().__getitem__(path)
+
+    sources = [Counted(a=np.ones(2), b=np.ones(3)) for _ in range(2)]
+    merge = leafwise(soup, sources)
+    read.clear()
+    assert merge["b"].tolist() == [1, 1, 1] and read == ["b", "b"]
+
+
+def test_no_more_than_a_leaf_of_each_and_the_result_are_in_memory():
+    size = 1 << 21
+
+    class Drawn(dict):
+        def __getitem__(self, path):
+            return np.full(size, float(path), np.float32)
+
+    names = {str(number): jax.ShapeDtypeStruct((size,), np.float32) for number in range(6)}
+    sources = [Drawn(names) for _ in range(4)]
+    for call in (lambda: leafwise(ties, sources[0], sources[1:]),
+                 lambda: leafwise(dare, sources[0], sources[1:], None, 0.5, jax.random.key(0))):  # fmt: skip
+        merge = call()
+        tracemalloc.start()
+        try:
+            for path in merge:
+                merge[path]
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert most < 6 * 4 * size
+
+
+@pytest.mark.parametrize("method", [greedy_soup, search])
+def test_what_evaluates_whole_models_is_not_leafwise(method, opened):
+    with pytest.raises(DataError, match=rf"{method.__name__}\(\) evaluates whole models, so it cannot merge leaf by"):
+        leafwise(method, opened, lambda params: 0.0)
+
+
+def test_there_is_a_checkpoint():
+    with pytest.raises(
+        DataError, match=r"leafwise\(\) got no checkpoint. Expected some of transferjax.io.open\(path\)"
+    ):
+        leafwise(soup, [np.ones(2)])
+
+
+def test_unlike_checkpoints_are_told_at_once(opened, tmp_path):
+    tj.io.save(tmp_path / "other.npz", {"stem": {"kernel": np.ones((6, 5), np.float32)}, "step": 7})
+    other = tj.io.open(tmp_path / "other.npz")
+    with pytest.raises(DataError, match="model 1 lacks 'stem/bias', which base has"):
+        leafwise(ties, opened[0], [opened[1], other])
+    with pytest.raises(DataError, match="b lacks 'stem/bias', which a has"):
+        leafwise(slerp, opened[0], other, 0.5)
+
+
+def test_what_is_given_for_no_leaf_is_told_at_once(opened):
+    with pytest.raises(DataError, match=r"'stem/kernels' is no leaf of model 0, and something was given.*stem/kernel"):
+        leafwise(regmean, opened, [{"stem/kernels": np.eye(6)}] * 3)
+
+
+def test_a_path_that_is_not_there(opened):
+    with pytest.raises(CheckpointError, match=r"the merge has no array 'stem/kernle'. Nearest: stem/kernel"):
+        leafwise(soup, opened)["stem/kernle"]
+
+
+def test_what_cannot_be_merged_is_told_when_it_is_read(tmp_path):
+    for number, value in enumerate((1.0, np.nan)):
+        tj.io.save(tmp_path / f"{number}.npz", {"w": np.full(2, value)})
+    merge = leafwise(soup, [tj.io.open(tmp_path / f"{number}.npz") for number in range(2)])
+    with pytest.raises(DataError, match="'w' has NaN or infinity in model 1"):
+        merge["w"]

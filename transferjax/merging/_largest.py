@@ -1,0 +1,120 @@
+"""The largest differences of a leaf, exactly as many as are asked for, without sorting it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from transferjax.merging._leaf import Leaf
+
+SAMPLE = 1 << 16
+"""Elements that say where the threshold lies."""
+SIGMAS = 5
+"""How many standard deviations of the sample's rank lie on each side of it."""
+
+Mask = Callable[[Any, Any], Any]
+
+
+def largest(leaf: Leaf, number: int, count: int) -> Mask:
+    """Which elements of ``|leaf[number] - leaf[0]|`` are the ``count`` largest; of equals, those that come first.
+
+    Args:
+      leaf: the base first.
+      number: the place of the model among the leaf's arrays.
+      count: how many, from 0 to the size.
+
+    Returns:
+      ``(at, magnitudes) -> mask``, for the magnitudes of the chunk ``at``.
+    """
+    if count in (0, leaf.size):
+        return lambda at, magnitudes: leaf.xp.full(magnitudes.shape, bool(count))
+    if leaf.traced:
+        base, model = leaf.chunks(slice(0, leaf.size), 0, number)
+        order = jnp.argsort(-jnp.abs(model - base), stable=True)
+        mask = jnp.zeros(leaf.size, bool).at[order[:count]].set(True)
+        return lambda at, magnitudes: mask
+
+    def magnitudes(at: Any) -> np.ndarray:
+        base, model = leaf.chunks(at, 0, number)
+        return np.abs(model - base)
+
+    return _cut(leaf, magnitudes, count) if leaf.size > SAMPLE else _sorted(leaf, magnitudes, count)
+
+
+class Cut(NamedTuple):
+    """Where the largest end: all above ``threshold``, and those equal to it up to the place ``last``."""
+
+    threshold: Any
+    last: int
+
+    def __call__(self, at: slice, magnitudes: np.ndarray) -> np.ndarray:
+        mask = magnitudes >= self.threshold
+        after = max(0, self.last + 1 - at.start)
+        if after < len(mask):
+            mask[after:] = magnitudes[after:] > self.threshold
+        return mask
+
+
+def _cut(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int) -> Cut:
+    """The threshold lies between two values of a random sample; only what lies between them is sorted.
+
+    Should the sample mislead, everything is.
+    """
+    low, high = _bracket(leaf.size, magnitudes, count)
+
+    def between(at: slice) -> tuple[int, np.ndarray, np.ndarray]:
+        found = magnitudes(at)
+        below = found < high
+        above = len(found) - int(np.count_nonzero(below))
+        places = np.flatnonzero(np.logical_and(below, found > low, out=below))
+        return above, found[places], places + at.start
+
+    parts = leaf.each(between)
+    above = sum(part[0] for part in parts)
+    values, places = (np.concatenate([part[n] for part in parts]) for n in (1, 2))
+    if 0 < count - above <= len(values):
+        return _split(values, places, count - above)
+    return _at_an_edge(leaf, magnitudes, count, (high, low))
+
+
+def _bracket(size: int, magnitudes: Callable[[Any], np.ndarray], count: int) -> tuple[Any, Any]:
+    """Two values, or infinities, between which the threshold very probably lies."""
+    drawn = np.random.Generator(np.random.PCG64(0)).integers(0, size, SAMPLE)
+    with np.errstate(all="ignore"):
+        sample = np.sort(magnitudes(drawn))
+    share = count / size
+    width = SIGMAS * np.sqrt(len(sample) * share * (1 - share)) + 2
+    first = int(np.floor(len(sample) * (1 - share) - width))
+    last = int(np.ceil(len(sample) * (1 - share) + width))
+    return sample[first] if first >= 0 else -np.inf, sample[last] if last < len(sample) else np.inf
+
+
+def _split(values: np.ndarray, places: np.ndarray, count: int) -> Cut:
+    """The cut after the ``count`` largest of these values; ``places`` ascend."""
+    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    equal = places[values == threshold]
+    return Cut(threshold, int(equal[count - np.count_nonzero(values > threshold) - 1]))
+
+
+def _at_an_edge(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int, edges: tuple[Any, Any]) -> Cut:
+    """The cut at a value that many elements have, such as zero."""
+    for edge in edges:
+        count_of = lambda at, edge=edge: [np.count_nonzero(f(magnitudes(at), edge)) for f in (np.greater, np.equal)]
+        counts = np.array(leaf.each(count_of))
+        above, equal = int(counts[:, 0].sum()), np.cumsum(counts[:, 1])
+        if above < count <= above + equal[-1]:
+            chunk = int(np.searchsorted(equal, count - above))
+            before = int(equal[chunk - 1]) if chunk else 0
+            at = leaf.spans[chunk]
+            return Cut(edge, at.start + int(np.flatnonzero(magnitudes(at) == edge)[count - above - before - 1]))
+    return _sorted(leaf, magnitudes, count)
+
+
+def _sorted(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int) -> Cut:
+    with np.errstate(all="ignore"):
+        found = magnitudes(slice(0, leaf.size))
+    found[np.isnan(found)] = np.inf  # told by an error when the leaf is made
+    return _split(found, np.arange(leaf.size), count)

@@ -1,0 +1,193 @@
+"""leafwise: a merge of opened checkpoints, each leaf computed when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from transferjax._errors import CheckpointError, DataError, nearest_hint
+from transferjax.merging._average import greedy_soup
+from transferjax.merging._search import search
+from transferjax.merging._trees import check_alike
+
+
+def leafwise(method: Callable[..., Any], *arguments: Any, **options: Any) -> Merged:
+    """Merges opened checkpoints without holding more than one leaf of each.
+
+    The method is called at each access, with trees that have this one leaf; so the result is what it makes of whole
+    trees, bit for bit. ``transferjax.io.transplant`` writes it, leaf by leaf, and neither sources nor result are ever
+    in memory as a whole.
+
+    Args:
+      method: a function of this package that works leaf by leaf (not ``greedy_soup``), or one of your own:
+        ``(*arguments, **options) -> tree``.
+      *arguments: as the method takes them, with checkpoints from ``transferjax.io.open`` (or ``{path: array}``) for
+        trees: ``leafwise(ties, base, [a, b], density=0.3)``.
+      **options: as the method takes them. Lists of mappings are read at each path too.
+
+    Returns:
+      A :class:`Merged`: a read-only mapping from path to array that has the shapes of the first checkpoint.
+
+    Raises:
+      DataError: there is no checkpoint, they are not alike, or the method evaluates whole models.
+
+    >>> import tempfile, numpy as np, transferjax as tj
+    >>> folder = tempfile.mkdtemp()
+    >>> for name, value in (("base", 0.0), ("a", 1.0), ("b", 3.0)):
+    ...     _ = tj.io.save(f"{folder}/{name}.npz", {"head": {"bias": np.full(2, value, np.float32)}})
+    >>> base, a, b = (tj.io.open(f"{folder}/{name}.npz") for name in ("base", "a", "b"))
+    >>> merge = leafwise(tj.merging.task_arithmetic, base, [a, b], scale=0.5)
+    >>> merge["head/bias"]
+    array([2., 2.], dtype=float32)
+    >>> plan = tj.surgery.plan(merge.shapes, dict(merge.shapes))
+    >>> _ = tj.io.transplant(merge, plan, f"{folder}/merged.safetensors")
+    >>> tj.io.load(f"{folder}/merged.safetensors")
+    {'head': {'bias': array([2., 2.], dtype=float32)}}
+    """
+    if method in (greedy_soup, search):
+        raise DataError(f"{method.__name__}() evaluates whole models, so it cannot merge leaf by leaf. Load them.")
+    bound = inspect.signature(method).bind(*arguments, **options)
+    groups = {name: _group(value) for name, value in bound.arguments.items() if _group(value)}
+    if not groups:
+        raise DataError("leafwise() got no checkpoint. Expected some of transferjax.io.open(path) among its arguments.")
+    _check(groups, {name: value for name, value in bound.arguments.items() if isinstance(value, Mapping)})
+    return Merged(method, bound)
+
+
+def _group(argument: Any) -> list[Any]:
+    """The checkpoints that an argument consists of."""
+    several = argument if isinstance(argument, list | tuple) else [argument]
+    return list(several) if several and all(isinstance(one, Mapping) for one in several) else []
+
+
+def _specs(mapping: Any) -> Mapping[str, Any]:
+    return getattr(mapping, "shapes", mapping)
+
+
+def _check(groups: Mapping[str, list[Any]], single: Mapping[str, Any]) -> None:
+    """Models and their base must be alike; what else is given has no further names."""
+    alike = {name: _specs(one) for name, one in single.items()}
+    lists = [group for name, group in groups.items() if name not in single]
+    for group in lists[:1]:
+        alike.update({f"model {number}": _specs(one) for number, one in enumerate(group)})
+    check_alike(alike)
+    first = next(iter(alike))
+    for group in lists[1:]:
+        for path in (path for one in group for path in _specs(one)):
+            if path not in alike[first]:
+                hint = nearest_hint(path, alike[first])
+                raise DataError(f"'{path}' is no leaf of {first}, and something was given for it.{hint}")
+
+
+class Merged(Mapping[str, np.ndarray]):
+    """A merge of checkpoints that is computed when it is read; made by :func:`leafwise`.
+
+    Nothing is kept: each access reads one leaf of every checkpoint and merges them.
+
+    Attributes:
+      format: ``"merged"``.
+      metadata: the method's name, and its other arguments as text.
+      shapes: ``{path: jax.ShapeDtypeStruct}`` as in the first checkpoint.
+      kinds: which leaves stand for no arrays, as in the first checkpoint.
+
+    >>> import numpy as np
+    >>> from transferjax.merging import soup
+    >>> merge = leafwise(soup, [{"bias": np.zeros(2)}, {"bias": np.ones(2)}])
+    >>> list(merge), merge.read("bias", 0)
+    (['bias'], array(0.5))
+    """
+
+    format = "merged"
+
+    def __init__(self, method: Callable[..., Any], bound: inspect.BoundArguments):
+        self._method, self._bound = method, bound
+        self._sources = list({id(one): one for value in bound.arguments.values() for one in _group(value)}.values())
+        first = self._sources[0]
+        self.kinds: Mapping[str, str] = getattr(first, "kinds", {})
+        self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {
+            path: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype) for path, spec in _specs(first).items()
+        }
+        others = {name: str(value) for name, value in bound.arguments.items() if not _group(value)}
+        self.metadata: Mapping[str, Any] = {"method": _name(method), **others}
+
+    def __getitem__(self, path: str) -> Any:
+        return self.read(path)
+
+    def read(self, path: str, index: Any = None) -> Any:
+        """One merged leaf, or a part of it; all of the leaf is computed.
+
+        Raises:
+          CheckpointError: there is no such path, or a source is damaged.
+          DataError: the leaf cannot be merged.
+        """
+        if path not in self.shapes:
+            raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
+        found = {id(one): {path: one[path]} if path in _specs(one) else {} for one in self._sources}
+
+        def swapped(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return found[id(value)]
+            return [found[id(one)] for one in value] if _group(value) else value
+
+        bound = {name: swapped(value) for name, value in self._bound.arguments.items()}
+        call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
+        out = self._method(*call.args, **call.kwargs)[path]
+        return out if index is None else np.asarray(out[index])
+
+    def sliceable(self, path: str) -> bool:
+        """Whether a part of a leaf costs less than the leaf: never."""
+        return False
+
+    @property
+    def verified(self) -> str:
+        """``"verified"`` if all sources are."""
+        states = {getattr(one, "verified", "unverified") for one in self._sources}
+        return "verified" if states == {"verified"} else "unverified"
+
+    def fingerprint(self) -> str:
+        """The identity of what is merged and how: 64 hexadecimal digits, of the sources' own fingerprints."""
+        facts = [_name(self._method), *((name, _identity(value)) for name, value in self._bound.arguments.items())]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.shapes
+
+    def __eq__(self, other: object) -> bool:  # a mapping's own would compute every array of both
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"Merged({self.metadata['method']}, {len(self._sources)} checkpoints, {len(self)} arrays)"
+
+
+def _name(method: Any) -> str:
+    return getattr(method, "__name__", None) or repr(method)
+
+
+def _identity(value: Any) -> Any:
+    """What tells an argument from another, as JSON."""
+    if isinstance(value, list | tuple):
+        return [_identity(one) for one in value]
+    if hasattr(value, "fingerprint"):
+        return value.fingerprint()
+    if isinstance(value, Mapping):
+        return {path: _identity(value[path]) for path in sorted(value)}
+    if hasattr(value, "dtype"):
+        key = jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(value) if key else value)
+        return [str(value.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+    return repr(value)
