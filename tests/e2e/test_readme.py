@@ -12,7 +12,7 @@ def test_the_programs_run_as_printed(capsys):
     """One after the other, each on what those before it left."""
     programs = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     short = programs[0].replace('tj.data.open("sample", "train")', 'tj.data.open("sample", "train[:64]")')
-    assert len(programs) == 5 and short != programs[0]
+    assert len(programs) == 6 and short != programs[0]
     names = {}
     exec(compile(short.replace("epochs=5", "epochs=1").replace("size=64", "size=32"), "README.md", "exec"), names)
     printed = capsys.readouterr().out
@@ -33,6 +33,8 @@ def test_the_programs_run_as_printed(capsys):
         names,
     )
     printed = capsys.readouterr().out
+    exec(compile(programs[5].replace("size=28", "size=16"), "README.md", "exec"), names)
+    assert "stem/conv/kernel" in capsys.readouterr().out and 0 <= float(names["metrics"]["agreement"]) <= 1
     assert "Advice for 128 steps" in printed and "Learning curves" in printed and names["advice"].lines[0].evidence
 
 

@@ -16,7 +16,7 @@ from transferjax.cli._wording import told
 
 VERBS = (
     "demo", "inspect", "diff", "plan", "transplant", "finetune", "explain", "evaluate", "predict", "export", "probe",
-    "score", "advise", "report",
+    "score", "advise", "distill", "merge", "report",
 )  # fmt: skip
 EPILOG = """examples:
   transferjax demo                                   see it work on real weights and images

@@ -36,6 +36,30 @@ def fraction(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 up to 1")
 
 
+def share(text: str) -> float:
+    """A number in (0, 1]."""
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, up to 1")
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    return _number(text, float, lambda value: abs(value) < float("inf"), "a number")
+
+
+def numbers(text: str) -> list[float]:
+    """Finite numbers with commas between.
+
+    >>> numbers("0.5,-1")
+    [0.5, -1.0]
+    """
+    return [number(part) for part in text.split(",")]
+
+
 def counts(text: str) -> list[int]:
     """Whole numbers with commas between."""
     return [natural(part) for part in text.split(",")]

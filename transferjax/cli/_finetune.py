@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferjax.cli._arguments import count, fraction, natural, verb
@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "hoist": None,
 }
 AUGMENTATIONS = ("flip", "crop", "resized-crop", "mixup", "cutmix")
-MOVABLE = ("weights", "data", "data_dir", "on_error")
+MOVABLE = ("weights", "data", "data_dir", "on_error", "teacher", "teacher_weights")
 """Places of files may move between a run and its resumption, since their contents are compared; what to do with a
 damaged image may change, since the images that remain are compared too."""
 
@@ -71,37 +71,41 @@ def add(verbs: Any) -> None:
     where.add_argument("--resume", action="store_true", help="go on with the run in --output; needs no other option")
 
 
-def add_inputs(group: Any) -> None:
+def add_inputs(group: Any, model: str = "--model", defaults: Mapping[str, Any] = DEFAULTS) -> None:
     """The options that say what learns from what."""
     group.add_argument("--data", metavar="SPEC", help="'sample', 'folder:PATH' (one sub-folder per class), or TFDS")
     group.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
     group.add_argument("--split", help="training part of the data, for example 'train[:80%%]' (train)")
     group.add_argument("--validation", metavar="SPLIT", help="part to evaluate on after every epoch (none)")
-    group.add_argument(
-        "--model", help="a model of the zoo, or module:function that returns a Model (efficientnet_lite0)"
-    )
-    group.add_argument("--weights", metavar="PATH", help="weight file, 'auto' (installed package) or 'none' (auto)")
+    which = f"a model of the zoo, or module:function that returns a Model ({defaults['model']})"
+    group.add_argument(model, dest="model", metavar="MODEL", help=which)
+    weights = f"weight file, 'auto' (installed package) or 'none' ({defaults['weights']})"
+    group.add_argument("--weights", metavar="PATH", help=weights)
     group.add_argument("--size", type=count, metavar="PIXELS", help="side of the images (the model's own)")
     group.add_argument("--on-error", choices=("raise", "skip"), help="what to do with a damaged image (raise)")
 
 
 def add_training(group: Any) -> None:
     """The options that say how a network learns."""
-    group.add_argument("--tuning", type=tuning_text, metavar="PARTS", help=f"what learns: {ALLOWED} (head)")
+    add_learning(group)
+    group.add_argument("--quantise", choices=("int8", "nf4"), help="keep the frozen matrices in few bits (as they are)")
+    hoisting = "compute once per image what training cannot change (when that pays)"
+    group.add_argument("--hoist", action=argparse.BooleanOptionalAction, default=None, help=hoisting)
+
+
+def add_learning(group: Any, defaults: Mapping[str, Any] = DEFAULTS, augment: Sequence[str] = AUGMENTATIONS) -> None:
+    """Those of them that every road of transfer has."""
+    tuning = f"what learns: {ALLOWED} ({defaults['tuning']})"
+    group.add_argument("--tuning", type=tuning_text, metavar="PARTS", help=tuning)
     rates = "one number, or one per group: head=1e-3,lora=3e-4; a number alone is for the other groups (1e-3)"
     group.add_argument("--learning-rate", type=rates_text, metavar="RATES", help=rates)
     group.add_argument("--optimizer", choices=OPTIMIZERS, help="(adam)")
     group.add_argument("--warmup", type=fraction, metavar="SHARE", help="share of the steps in which rates rise (0.1)")
-    group.add_argument("--epochs", type=count, metavar="N", help="passes over the data (5)")
+    group.add_argument("--epochs", type=count, metavar="N", help=f"passes over the data ({defaults['epochs']})")
     group.add_argument("--batch-size", type=count, metavar="N", help="images per step (32)")
     group.add_argument("--seed", type=natural, metavar="N", help="decides everything random (0)")
     group.add_argument("--label-smoothing", type=fraction, metavar="SHARE", help="spread over all classes (0)")
-    group.add_argument(
-        "--augment", type=_augmentations, metavar="LIST", help="of flip, crop, resized-crop, mixup, cutmix"
-    )
-    group.add_argument("--quantise", choices=("int8", "nf4"), help="keep the frozen matrices in few bits (as they are)")
-    hoisting = "compute once per image what training cannot change (when that pays)"
-    group.add_argument("--hoist", action=argparse.BooleanOptionalAction, default=None, help=hoisting)
+    group.add_argument("--augment", type=_augmentations, metavar="LIST", help=f"of {', '.join(augment)}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -112,41 +116,63 @@ def run(arguments: argparse.Namespace) -> int:
     resumed = tj.io.Run.open(arguments.output) if arguments.resume else None
     if resumed and arguments.sweep:
         raise tj.TransferError("--sweep cannot go on with --resume: a sweep is kept when it is done. Start a new one.")
-    settings = _resumed(resumed, given) if resumed else {**DEFAULTS, **given}
-    settings, source = with_classes(settings)
+    settings, source = with_classes(resumed_settings(resumed, given) if resumed else {**DEFAULTS, **given})
     if arguments.evidence and not settings["validation"]:
         raise tj.DataError("--evidence keeps what a run is worth on images it has not seen: give --validation too.")
     recipe = make_recipe(settings, first_images(source, settings))
-    batches = recipe.batches(source, train=True)
-    if batches.skipped:
-        note(f"left out {len(batches.skipped)} damaged images, with the ids {', '.join(map(str, batches.skipped[:8]))}")
+    batches = training_batches(recipe, source)
     if arguments.sweep:
         from transferjax.cli._sweeping import sweep
 
         show(sweep(recipe, batches, arguments.sweep, arguments.output), arguments.json)
         return 0
-    config = {**recipe.config, "steps": len(batches)}
+    report, trained = run_in(arguments.output, recipe, batches, resumed)
+    if trained and arguments.evidence:
+        _record(arguments.evidence, recipe.config, report)
+    show(report, arguments.json)
+    return 0
+
+
+def training_batches(recipe: Any, source: Any) -> Any:
+    """The training images in batches, for all epochs; damaged ones that are left out are named."""
+    batches = recipe.batches(source, train=True)
+    if batches.skipped:
+        note(f"left out {len(batches.skipped)} damaged images, with the ids {', '.join(map(str, batches.skipped[:8]))}")
+    return batches
+
+
+def run_in(output: str, recipe: Any, batches: Any, resumed: Any) -> tuple[Any, bool]:
+    """Trains what a recipe says in a run directory, a new one or one to go on with.
+
+    Args:
+      output: the new directory.
+      recipe: of the settings.
+      batches: of the training images.
+      resumed: the ``tj.io.Run`` to go on with, or ``None``.
+
+    Returns:
+      The report, and whether a step was taken: none is when a finished run is resumed.
+    """
+    import transferjax as tj
+
     tx = recipe.optimizer(len(batches))
     started = recipe.start(tx)  # Before anything is written: selectors and groups that do not fit raise here.
-    directory = resumed or tj.io.Run.create(arguments.output, config, recipe.plan)
+    directory = resumed or tj.io.Run.create(output, {**recipe.config, "steps": len(batches)}, recipe.plan)
     try:
         report, trained = _train(recipe, directory, batches, tx, *started, bool(resumed))
     except BaseException:
         if not resumed:
             _remove_unstarted(directory)
         raise
-    if trained and arguments.evidence:
-        _record(arguments.evidence, recipe.config, report)
     if trained or not (directory.path / "report.md").exists():
         directory.write_report(report)
         write_curves(directory)
-    show(report, arguments.json)
-    return 0
+    return report, trained
 
 
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def given_settings(arguments: argparse.Namespace, defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
     """The settings that the command line gives, places as absolute paths."""
-    given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in defaults if (value := getattr(arguments, name, None)) is not None}
     return {name: absolute(name, value) for name, value in given.items()}
 
 
@@ -170,9 +196,8 @@ def _remove_unstarted(directory: Any) -> None:
 def _train(
     recipe: Any, directory: Any, batches: Any, tx: Any, state: Any, frozen: Any, resume: bool
 ) -> tuple[Any, bool]:
-    """The report, and whether a step was taken: none is when a finished run is resumed."""
+    """What :func:`run_in` returns, after the steps that are left."""
     import transferjax as tj
-    from transferjax.cli._hoisting import running
     from transferjax.cli._loop import train
     from transferjax.cli._recipe import open_split
 
@@ -194,12 +219,12 @@ def _train(
         if end:  # After the line is logged, so that a checkpoint never lacks its lines.
             directory.save(state, recipe.base, ahead.get_state())
 
-    to_do, facts, residuals = int(state.step) < len(batches), {}, directory.path / "residuals"
+    to_do, facts, kept = int(state.step) < len(batches), {}, directory.path / recipe.kept
     if to_do:
-        how = running(step, state, frozen, batches, wanted=config["hoist"], folder=residuals)
+        how = recipe.running(step, state, frozen, batches, kept)
         facts = how.facts
-        state = train(how.step, state, how.frozen, batches, progress("finetune"), after, through=how.through)
-        shutil.rmtree(residuals, ignore_errors=True)
+        state = train(how.step, state, how.frozen, batches, progress(recipe.verb), after, through=how.through)
+        shutil.rmtree(kept, ignore_errors=True)
     return _report(recipe, directory, state, frozen, time.perf_counter() - begin, facts), to_do
 
 
@@ -218,16 +243,18 @@ def _report(recipe: Any, directory: Any, state: Any, frozen: Any, seconds: float
         ("steps", int(state.step)),
         ("training loss", last.get("loss")),
         ("training accuracy, last batch", last.get("accuracy")),
+        ("training agreement, last batch", last.get("agreement")),
         ("validation loss", last.get("validation/loss")),
         ("validation accuracy", last.get("validation/accuracy")),
         ("trainable parameters", size(state.trainable)),
         ("frozen parameters", size(frozen)),
+        *recipe.rows(state, frozen),
         ("seconds", seconds),
     ]
     facts = {name: recipe.config[name] for name in ("model", "data", "tuning", "epochs", "batch_size", "seed")}
     facts = {**facts, "classes": recipe.config["num_classes"], "run": str(directory.path)}
-    facts = {**facts, **recipe.quantisation(), **hoisted}
-    title = f"Fine-tuned {recipe.config['model']}"
+    facts = {**facts, **recipe.facts(), **hoisted}
+    title = f"{recipe.done} {recipe.config['model']}"
     return tj.Report(title, ("quantity", "value"), tuple(row for row in rows if row[1] is not None), facts)
 
 
@@ -250,21 +277,26 @@ def write_curves(directory: Any) -> None:
     directory.write_figure(figure)
 
 
-def _resumed(directory: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run; an option that says something else raises."""
+def resumed_settings(
+    directory: Any, given: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS, verb: str = "finetune"
+) -> dict[str, Any]:
+    """The settings of a run; an option that says something else raises, and so does a run of another verb."""
     import transferjax as tj
 
     stored = dict(directory.config)
-    for name, value in given.items():
-        if name not in MOVABLE and value != stored.get(name):
-            option = "--" + name.replace("_", "-")
-            raise tj.CheckpointError(
-                f"'{directory.path}' was started with {option} {stored.get(name)}, not {value} (another "
-                f"{name.replace('_', ' ')}). Leave {option} out to resume it, or start a new run in another directory."
-            )
-    missing = [name for name in DEFAULTS if name not in stored]
+    missing = [name for name in defaults if name not in stored]
     if missing:
-        raise tj.CheckpointError(f"'{directory.path}' was not made by `transferjax finetune`: no {missing[0]} in it.")
+        raise tj.CheckpointError(f"'{directory.path}' was not made by `transferjax {verb}`: no {missing[0]} in it.")
+    if "teacher" in stored and verb != "distill":
+        raise tj.CheckpointError(f"'{directory.path}' learns from a teacher. Go on with it by `transferjax distill`.")
+    for name, value in given.items():
+        if name not in MOVABLE and value != stored[name]:
+            noun = "student" if (verb, name) == ("distill", "model") else name.replace("_", " ")
+            option = "--" + noun.replace(" ", "-")
+            raise tj.CheckpointError(
+                f"'{directory.path}' was started with {option} {stored[name]}, not {value} (another {noun}). Leave "
+                f"{option} out to resume it, or start a new run in another directory."
+            )
     return {**stored, **{name: given[name] for name in MOVABLE if name in given}}
 
 
@@ -274,7 +306,9 @@ def absolute(name: str, value: Any) -> Any:
         return "folder:" + os.path.abspath(os.path.expanduser(value.removeprefix("folder:")))
     if (name == "data" and value.startswith((".", "~"))) or name == "data_dir":
         return os.path.abspath(os.path.expanduser(value))
-    if name == "weights" and value not in ("auto", "none"):
+    if name == "teacher" and os.path.isfile(os.path.join(os.path.expanduser(value), "config.json")):
+        return os.path.abspath(os.path.expanduser(value))
+    if name in ("weights", "teacher_weights") and value not in ("auto", "none"):
         return os.path.abspath(os.path.expanduser(value))
     return value
 

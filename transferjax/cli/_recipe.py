@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import transferjax as tj
+from transferjax.cli._hoisting import Running, running
 from transferjax.cli._model import adapted, last_layer, load_model, stage_order
 from transferjax.cli._tuning import learning_rates, make_optimizer, make_tuning, parse_tuning
 
@@ -25,8 +26,14 @@ class Recipe:
       tuning: what learns.
       class_names: of the outputs.
       quantised: the frozen matrices that are kept in few bits, or ``None``.
+      verb: of the command line.
+      done: what its report calls that.
+      kept: the folder, in the run's directory, of what is computed once and removed in the end.
     """
 
+    verb: ClassVar[str] = "finetune"
+    done: ClassVar[str] = "Fine-tuned"
+    kept: ClassVar[str] = "residuals"
     config: Mapping[str, Any]
     model: tj.Model
     plan: Any
@@ -63,7 +70,11 @@ class Recipe:
     def objective(self) -> Any:
         """Cross-entropy, with the augmentations in front of the preprocessing."""
         plain = tj.objectives.cross_entropy(self.model.apply, label_smoothing=self.config["label_smoothing"])
-        names = [name for name in self.config["augment"].split(",") if name]
+        functions = self.augmentations()
+        return tj.objectives.augment(plain, *functions) if functions else plain
+
+    def augmentations(self) -> list[Any]:
+        """The augmentations of the images, in order."""
         classes = self.config["num_classes"]
         make = {
             "flip": tj.data.random_flip,
@@ -72,10 +83,26 @@ class Recipe:
             "mixup": lambda: tj.data.mixup(num_classes=classes),
             "cutmix": lambda: tj.data.cutmix(num_classes=classes),
         }
-        return tj.objectives.augment(plain, *(make[name]() for name in names)) if names else plain
+        return [make[name]() for name in self.config["augment"].split(",") if name]
 
-    def batches(self, source: Any, *, train: bool) -> Any:
-        """Batches of the model's size: shuffled for training, in order and complete for evaluation."""
+    def running(self, step: Any, state: Any, frozen: Any, batches: Any, folder: Any) -> Running:
+        """What the loop runs: the step, or what is left of it where something is computed once."""
+        return running(step, state, frozen, batches, wanted=self.config["hoist"], folder=folder)
+
+    def rows(self, state: Any, frozen: Any) -> list[tuple[str, Any]]:
+        """Further rows of the report."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """Further facts of the report."""
+        return self.quantisation()
+
+    def batches(self, source: Any, *, train: bool, preprocess: Any = None) -> Any:
+        """Batches of the model's size: shuffled for training, in order and complete for evaluation.
+
+        Args:
+          preprocess: another network's, whose size the images should have.
+        """
         config = self.config
         return tj.data.batches(
             source,
@@ -84,7 +111,7 @@ class Recipe:
             epochs=config["epochs"] if train else 1,
             shuffle=train,
             drop_remainder=train,
-            preprocess=self.model.preprocess,
+            preprocess=preprocess or self.model.preprocess,
             num_classes=config["num_classes"],
             on_error=config["on_error"],
         )

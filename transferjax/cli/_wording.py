@@ -29,6 +29,7 @@ OPTIONS = {
     r"Pass what you know as align\(\.\.\., rules=\(\.\.\.\)\), or .*": (
         "Write what you know into a file of rules: --rules FILE."
     ),
+    r"Expected equal ones: give all trees those of one, or leave the leaf out": "Leave it out: --leave-out GLOB",
     r"\balign\(\) ": "--align ",
     r"Write layout='torch' \(transposed\) or layout='same' \(kept\)": (
         "Add --layout torch (transposed) or --layout same (kept)"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 
 from transferjax._errors import CheckpointError, DataError, nearest_hint
 from transferjax.merging._average import greedy_soup
+from transferjax.merging._leaf import ALONE
 from transferjax.merging._search import search
 from transferjax.merging._trees import check_alike
 
@@ -128,7 +132,7 @@ class Merged(Mapping[str, np.ndarray]):
         """
         if path not in self.shapes:
             raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
-        found = {id(one): {path: one[path]} if path in _specs(one) else {} for one in self._sources}
+        found = self._found(path)
 
         def swapped(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -139,6 +143,14 @@ class Merged(Mapping[str, np.ndarray]):
         call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
         out = self._method(*call.args, **call.kwargs)[path]
         return out if index is None else np.asarray(out[index])
+
+    def _found(self, path: str) -> dict[int, dict[str, Any]]:
+        """The trees of one leaf, by the identity of their source; large ones are read side by side."""
+        get = lambda one: {path: one[path]} if path in _specs(one) else {}
+        if math.prod(self.shapes[path].shape) < ALONE:
+            return {id(one): get(one) for one in self._sources}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(map(id, self._sources), pool.map(get, self._sources)))
 
     def sliceable(self, path: str) -> bool:
         """Whether a part of a leaf costs less than the leaf: never."""

@@ -7,6 +7,7 @@ from transferjax.objectives._distill import distill, projector
 from transferjax.objectives._mean_teacher import mean_teacher, with_teacher
 from transferjax.objectives._metrics import accuracy, negative_log_likelihood, squared_error, top_k_accuracy
 from transferjax.objectives._opponents import cdan, dann, discriminator, mdd
+from transferjax.objectives._regularised import bi_tuning, bss, co_tuning, delta, lwf
 from transferjax.objectives._regularisers import diagonal_fisher, ewc, l2_sp, mixout
 from transferjax.objectives._supervised import (
     augment,
@@ -18,8 +19,8 @@ from transferjax.objectives._supervised import (
 )
 
 __all__ = [
-    "accuracy", "adapt", "augment", "auxiliary_loss", "binary_cross_entropy", "cdan", "cross_entropy", "dann",
-    "diagonal_fisher", "discriminator", "distill", "ewc", "jan", "l2_sp", "losses", "mdd", "mean_squared_error",
-    "mean_teacher", "mixout", "negative_log_likelihood", "next_token", "on_target", "projector", "squared_error",
-    "supervised", "top_k_accuracy", "total", "with_teacher",
+    "accuracy", "adapt", "augment", "auxiliary_loss", "bi_tuning", "binary_cross_entropy", "bss", "cdan",
+    "co_tuning", "cross_entropy", "dann", "delta", "diagonal_fisher", "discriminator", "distill", "ewc", "jan",
+    "l2_sp", "losses", "lwf", "mdd", "mean_squared_error", "mean_teacher", "mixout", "negative_log_likelihood",
+    "next_token", "on_target", "projector", "squared_error", "supervised", "top_k_accuracy", "total", "with_teacher",
 ]  # fmt: skip
