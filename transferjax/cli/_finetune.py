@@ -156,10 +156,10 @@ def run_in(output: str, recipe: Any, batches: Any, resumed: Any) -> tuple[Any, b
     import transferjax as tj
 
     tx = recipe.optimizer(len(batches))
-    started = recipe.start(tx)  # Before anything is written: selectors and groups that do not fit raise here.
+    state, frozen = recipe.start(tx)  # Before anything is written: selectors and groups that do not fit raise here.
     directory = resumed or tj.io.Run.create(output, {**recipe.config, "steps": len(batches)}, recipe.plan)
     try:
-        report, trained = _train(recipe, directory, batches, tx, *started, bool(resumed))
+        report, trained = _train(recipe, directory, batches, tx, state, frozen, bool(resumed))
     except BaseException:
         if not resumed:
             _remove_unstarted(directory)

@@ -72,9 +72,10 @@ def _check_outputs(model: tj.Model, config: Mapping[str, Any], images: Any) -> N
     try:
         outputs = jax.eval_shape(lambda *given: model.apply(*given)[0], model.params, model.extra, images)
     except (TypeError, ValueError) as error:
+        cause = str(error).splitlines()[0].rstrip(".")
         raise tj.DataError(
-            f"the teacher cannot take images of {images.shape[1:]}: {str(error).splitlines()[0].rstrip('.')}. Expected a network "
-            "for these, or one with a preprocess, which brings them to its size."
+            f"the teacher cannot take images of {images.shape[1:]}: {cause}. Expected a network for these, or one with "
+            "a preprocess, which brings them to its size."
         ) from error
     if getattr(outputs, "shape", None) != (1, config["num_classes"]):
         raise tj.DataError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,8 +23,7 @@ def search(
     """Scores a merge at every coefficient, in one compiled program and one pass over the data.
 
     The program takes the coefficients one after another, so that beside the trees that are merged there is room for
-    one merged tree and one forward pass. Batches of one shape are compiled once. Give the trees as JAX arrays: those of
-    numpy go to the device again with every batch.
+    one merged tree and one forward pass. Batches of one shape are compiled once.
 
     Args:
       merge: ``coefficient -> params``, traced with the coefficient: ``lambda alpha: wise_ft(base, tuned, alpha)``.
@@ -59,7 +59,7 @@ def search(
             raise DataError(f"search() got a score of shape {score.shape} from evaluate. Expected a scalar.")
         return score
 
-    run = jax.jit(lambda points, batch: jax.lax.map(lambda point: one(point, batch), points))
+    run = _lifted(lambda points, batch: jax.lax.map(lambda point: one(point, batch), points))
     points = jnp.asarray(values, jnp.float32)
     scores = np.asarray(run(points, ()), np.float64) if batches is None else _mean(run, points, batches)
     if not np.isfinite(scores).any():
@@ -69,6 +69,25 @@ def search(
     facts = {"best": cells[best], "best score": float(scores[best])}
     rows = tuple((cell, float(score)) for cell, score in zip(cells, scores))
     return Report("Scores of a merge", ("coefficient", "score"), rows, facts)
+
+
+def _lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled once for each form of its arguments, and the arrays that it closes over as arguments too.
+
+    As constants of the program they would be in memory a second time.
+    """
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def run(*arguments: Any) -> Any:
+        flat, structure = jax.tree.flatten(arguments)
+        form = (structure, *((np.shape(leaf), jnp.result_type(leaf)) for leaf in flat))
+        if form not in programs:
+            jaxpr, consts = (closed := jax.make_jaxpr(function)(*arguments)).jaxpr, jax.device_put(closed.consts)
+            program = jax.jit(lambda consts, flat: jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts))(*flat)[0])
+            programs[form] = lambda flat: program(consts, flat)
+        return programs[form](flat)
+
+    return run
 
 
 def _mean(run: Callable[..., Any], points: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
