@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
-OPTIMISED = {"04_features_and_advice"}
+OPTIMISED = {"04_features_and_advice", "05_knowledge"}
 """These compute more than they compile, and are compiled as users have them, not as conftest.py asks for."""
 
 
