@@ -85,8 +85,10 @@ STREAMED = {
     "regmean": lambda b, m: merging.leafwise(merging.regmean, m, grams(m)),
 }
 NO_MERGES = {"Merged", "leafwise", "search"}
-REBASIN = {"permutation_spec", 
-    name for name in merging.__all__ if getattr(merging, name).__module__.endswith(("_rebasin", "_permutations"))
+REBASIN = {
+    name
+    for name in merging.__all__
+    if getattr(merging, name).__module__.endswith(("_rebasin", "_permutations", "_symmetries"))
 }
 
 
