@@ -1,11 +1,12 @@
 """Distillation: with what the teacher said kept, a step costs what the student costs; without, one teacher pass more.
 
-A small ConvNet at 28x28 learns from EfficientNet-Lite0 at 64x64, on the bundled images, batch 64. With the cache: a step
-of ``distill(student, None, ...)`` on the batches of ``TeacherCache.taught``, the rows read each time, against a step of
-the student's cross-entropy on the same batches. Without: a step of ``distill(student, teacher, ...)`` against the sum of
-that cross-entropy step and the teacher's compiled forward pass, measured apart. Sides take turns batch by batch in one
-process, each waited for; the first epoch, which compiles and fills the cache, does not count; ratios are medians over
-batches. With ``--check`` it exits with 1 when a figure is missed. Run it on a machine that does nothing else.
+A small ConvNet at 28x28 learns from EfficientNet-Lite0 at 64x64, on the bundled images, batch 64. With the cache: a
+step of ``distill(student, None, ...)`` on the batches of ``TeacherCache.taught``, the rows read each time, against a
+step of the student's cross-entropy on the same batches. Without: a step of ``distill(student, teacher, ...)`` against
+the sum of that cross-entropy step and the teacher's compiled forward pass, measured apart. Sides take turns batch
+by batch in one process, each waited for; the first epoch, which compiles and fills the cache, does not count; ratios are
+medians over batches. With ``--check`` it exits with 1 when a figure is missed. Run it on a machine that does nothing
+else.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def sides(batches):
     beside = training(student, distill(student, teacher))
     apply = jax.jit(lambda params, extra, inputs: teacher.apply(params, extra, inputs)[0])
     taught = tj.io.TeacherCache(teacher).taught(batch for _ in iter(int, 1) for batch in batches)
+    forward = lambda inputs: apply(teacher.params, teacher.extra, inputs).block_until_ready()
     return {
         "student": lambda number: plain(batches[number]),
-        "teacher pass": lambda number: apply(teacher.params, teacher.extra, batches[number]["inputs"]).block_until_ready(),
+        "teacher pass": lambda number: forward(batches[number]["inputs"]),
         "cached": lambda number: cached(next(taught)),
         "uncached": lambda number: beside(batches[number]),
     }
@@ -89,7 +91,7 @@ def main() -> int:
     )
     rows = []
     for name, ours, other, most in cases:
-        ratio = median(lambda t: ours(t) / other(t))
+        ratio = median(lambda t, ours=ours, other=other: ours(t) / other(t))
         rows.append((name, 1e3 * median(ours), 1e3 * median(other), ratio, most, ratio <= most))
     facts = {
         "the other": "the student's step; that and the teacher's forward pass, measured apart",

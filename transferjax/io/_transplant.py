@@ -189,9 +189,8 @@ def _write_file(job: _Job, metadata: dict[str, Any], overwrite: bool, shard_byte
 def _facts(array: np.ndarray, kind: str | None) -> dict[str, Any]:
     """As ``leaf_facts``; the blocks are hashed by all cores."""
     block = block_shape(array.shape, array.dtype.itemsize, BLOCK)
-    parts = [
-        array[tuple(map(slice, low, high))] for _, low, high in blocks(array.shape, block, (0,) * array.ndim, array.shape)
-    ]
+    boxes = blocks(array.shape, block, (0,) * array.ndim, array.shape)
+    parts = [array[tuple(map(slice, low, high))] for _, low, high in boxes]
     if len(parts) < 2:
         return facts_of(array, list(map(digest, parts)), kind)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -11,10 +11,12 @@ import numpy as np
 
 from transferjax._errors import DataError, describe
 from transferjax.merging._checks import as_fraction, as_number, as_weights
-from transferjax.merging._leaf import CHUNK, Leaf, is_traced
+from transferjax.merging._leaf import Leaf, is_traced
 from transferjax.merging._trees import merged, numbered
 from transferjax.merging._vectors import added
 
+BLOCK = 1 << 16
+"""Entries that have random bits of their own; chunks begin at multiples of it."""
 RESCALES = ("density", "l1", None)
 LEAST = 1e-7
 
@@ -93,7 +95,7 @@ def _words(key: Any) -> list[int]:
 
 
 class _Mask:
-    """Which entries of one model's leaf are kept; each chunk has random bits of its own."""
+    """Which entries of one model's leaf are kept; each block has random bits of its own."""
 
     def __init__(self, words: list[int], leaf: Leaf, number: int, density: float):
         seed = np.random.SeedSequence([*words, zlib.crc32(leaf.path.encode()), number])
@@ -101,17 +103,18 @@ class _Mask:
         self._density = density
 
     def __call__(self, at: slice, delta: Any) -> np.ndarray:
-        starts = range(at.start, at.stop, CHUNK)
-        return np.concatenate([self._chunk(s // CHUNK, min(CHUNK, at.stop - s)) for s in starts] or [np.empty(0, bool)])
+        starts = range(at.start, at.stop, BLOCK)
+        return np.concatenate([self._block(s // BLOCK, min(BLOCK, at.stop - s)) for s in starts] or [np.empty(0, bool)])
 
-    def _chunk(self, number: int, size: int) -> np.ndarray:
+    def _block(self, number: int, size: int) -> np.ndarray:
         """A byte decides for all but one entry in 256; for those on the edge 64 bits more."""
         bits = np.random.Philox(key=self._key, counter=[0, 0, 0, number])
         byte = bits.random_raw(-(-size // 8)).astype("<u8", copy=False).view(np.uint8)[:size]
         whole, part = int(self._density * 256), self._density * 256 % 1
         kept = byte < whole
-        edge = np.flatnonzero(byte == whole)
-        kept[edge] = bits.random_raw(len(edge)) < part * 2.0**64
+        if part:
+            edge = np.flatnonzero(byte == whole)
+            kept[edge] = bits.random_raw(len(edge)) < part * 2.0**64
         return kept
 
 

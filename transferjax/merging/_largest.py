@@ -83,12 +83,12 @@ def _cut(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int) -> Cut
 def _bracket(size: int, magnitudes: Callable[[Any], np.ndarray], count: int) -> tuple[Any, Any]:
     """Two values, or infinities, between which the threshold very probably lies."""
     drawn = np.random.Generator(np.random.PCG64(0)).integers(0, size, SAMPLE)
-    with np.errstate(all="ignore"):
-        sample = np.sort(magnitudes(drawn))
     share = count / size
-    width = SIGMAS * np.sqrt(len(sample) * share * (1 - share)) + 2
-    first = int(np.floor(len(sample) * (1 - share) - width))
-    last = int(np.ceil(len(sample) * (1 - share) + width))
+    width = SIGMAS * np.sqrt(len(drawn) * share * (1 - share)) + 2
+    first = int(np.floor(len(drawn) * (1 - share) - width))
+    last = int(np.ceil(len(drawn) * (1 - share) + width))
+    with np.errstate(all="ignore"):
+        sample = np.partition(magnitudes(drawn), [max(first, 0), min(last, len(drawn) - 1)])
     return sample[first] if first >= 0 else -np.inf, sample[last] if last < len(sample) else np.inf
 
 

@@ -15,8 +15,8 @@ from jax.core import Tracer
 
 from transferjax._errors import DataError
 
-CHUNK = 1 << 16
-"""Elements computed with at a time, so that what is made on the way stays in cache; DARE draws its masks by it."""
+CHUNK = 1 << 17
+"""Elements computed with at a time, so that what is made on the way stays in cache."""
 ALONE = 1 << 19
 """Leaves of fewer elements are not worth a second thread."""
 
@@ -155,8 +155,24 @@ class Leaf:
 
         if self.size < ALONE:
             return list(map(quietly, self.spans))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(quietly, self.spans))
+        spans, found, failed = self.spans, {}, {}
+        waiting = iter(enumerate(spans))
+
+        def work(_: int) -> None:
+            """As many chunks as it gets to: a task for each would wake the waiting thread as often."""
+            for number, at in waiting:
+                try:
+                    found[number] = quietly(at)
+                except Exception as error:
+                    failed[number] = error
+                    return
+
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
+        if failed:
+            raise failed[min(failed)]
+        return [found[number] for number in range(len(spans))]
 
 
 def _namespace(traced: bool) -> Any:

@@ -21,13 +21,13 @@ def added(leaf: Leaf, weights: Any, scale: Any, masks: Sequence[Any] | None = No
     factors, scale = leaf.scalars(weights), leaf.scalars(scale)
 
     def formula(at: Any, base: Any, *models: Any) -> Any:
-        total = 0
+        total = None
         for number, model in enumerate(models):
             delta = model - base
             if masks is not None:
                 delta *= masks[number](at, delta)
             delta *= factors[number]
-            total = total + delta
+            total = delta if total is None else total + delta
         return base + scale * total
 
     return leaf.map(formula)
