@@ -4,9 +4,9 @@ A small ConvNet at 28x28 learns from EfficientNet-Lite0 at 64x64, on the bundled
 step of ``distill(student, None, ...)`` on the batches of ``TeacherCache.taught``, the rows read each time, against a
 step of the student's cross-entropy on the same batches. Without: a step of ``distill(student, teacher, ...)`` against
 the sum of that cross-entropy step and the teacher's compiled forward pass, measured apart. Sides take turns batch
-by batch in one process, each waited for; the first epoch, which compiles and fills the cache, does not count; ratios are
-medians over batches. With ``--check`` it exits with 1 when a figure is missed. Run it on a machine that does nothing
-else.
+by batch in one process, each waited for; the first epoch, which compiles and fills the cache, does not count; ratios
+are medians over batches. With ``--check`` it exits with 1 when a figure is missed. Run it on a machine that does
+nothing else.
 """
 
 from __future__ import annotations
