@@ -7,7 +7,6 @@ import pytest
 
 import transferjax as tj
 from transferjax import DataError, SelectionError
-from transferjax.testing import check_objective
 
 ob, losses = tj.objectives, tj.objectives.losses
 RNG = np.random.default_rng(3)
@@ -68,16 +67,6 @@ COMPARING = {
     "bss": lambda model, source: ob.bss(ob.cross_entropy, model, "body"),
     "bi_tuning": lambda model, source: ob.bi_tuning(ob.cross_entropy, model, "body", classifier="head"),
 }
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_laws(name, model, source):
-    check_objective(OBJECTIVES[name](model, source), model, BATCH)
-
-
-@pytest.mark.parametrize("name", COMPARING)
-def test_laws_of_those_that_compare_examples(name, model, source):
-    check_objective(COMPARING[name](model, source), model, BATCH, weights=False)
 
 
 @pytest.mark.parametrize("name", ["delta", "delta, attention", "lwf"])
