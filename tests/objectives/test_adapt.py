@@ -166,9 +166,9 @@ def test_inputs_may_be_dicts_and_domains_of_unlike_size():
 def gradients(objective, model, step=None):
     value = lambda params: objective(params, model.extra, BATCH, None, True).metrics["alignment"]
     if step is None:
-        return jax.grad(value)(model.params)
+        return jax.jit(jax.grad(value))(model.params)
     with tracing_step(jnp.int32(step)):
-        return jax.grad(value)(model.params)
+        return jax.jit(jax.grad(value))(model.params)
 
 
 def test_the_reversed_gradient_follows_the_progress():
