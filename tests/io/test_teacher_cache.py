@@ -125,6 +125,43 @@ def test_a_folder_is_gone_on_with_and_bound_to_teacher_and_augmentation(teacher,
         outputs(tj.io.TeacherCache(teacher, tmp_path / "said", augment=crop, variants=2), batches())
 
 
+def test_an_augmentation_is_known_by_its_program_not_by_its_name(teacher, tmp_path):
+    def scaled(factor):
+        def augment(batch, key):
+            return {**batch, "inputs": (batch["inputs"] * factor).astype(batch["inputs"].dtype)}
+
+        return augment
+
+    made = lambda factor: tj.io.TeacherCache(teacher, tmp_path / "said", augment=scaled(factor), variants=2)
+    first = outputs(made(0.5), batches())
+    again, passes = count(lambda: outputs(made(0.5), batches()))
+    assert passes == 0
+    np.testing.assert_array_equal(np.concatenate(again), np.concatenate(first))
+    with pytest.raises(CheckpointError, match="preprocessing"):
+        outputs(made(0.25), batches())
+
+
+def test_an_id_stands_for_one_example(teacher):
+    cache = tj.io.TeacherCache(teacher)
+    (batch,) = batches(size=8)
+    other = {**batch, "inputs": batch["inputs"][::-1]}
+    with pytest.raises(DataError, match=r"example 0 came with other inputs.*ids that are unique over all sources"):
+        list(cache.taught([batch, other]))
+    with pytest.raises(DataError, match="a batch has 'teacher' already, from another TeacherCache"):
+        list(cache.taught(tj.io.TeacherCache(teacher).taught([batch])))
+
+
+def test_the_best_logits_are_for_one_temperature(teacher):
+    student = jnp.zeros((8, 7))
+    (batch,) = tj.io.TeacherCache(teacher, top_k=3, temperature=2.0).taught(batches(size=8))
+    kept = batch["teacher"]["outputs"]
+    with pytest.raises(TransferError, match=r"kd\(\) got temperature=4 and a TopK for 2"):
+        jax.jit(lambda student, kept: losses.kd(student, kept, 4.0))(student, kept)
+    assert losses.kd(student, kept, jnp.float32(2.0)) == losses.kd(student, kept, 2.0)
+    with pytest.raises(TransferError, match=r"kd\(\) expects a number as temperature, got '4'"):
+        losses.kd(student, student, "4")
+
+
 def test_a_student_learns_from_it_as_from_the_teacher(teacher):
     student = tj.interop.pure(lambda p, x: (x.astype(jnp.float32) / 255).reshape(len(x), -1) @ p, jnp.zeros((36, 7)))
     kd, tuning, tx = functools.partial(losses.kd, temperature=2.0), tj.full(), optax.sgd(0.1)

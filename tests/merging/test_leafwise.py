@@ -9,7 +9,19 @@ import pytest
 
 import transferjax as tj
 from transferjax._errors import CheckpointError, DataError
-from transferjax.merging import dare, fisher, greedy_soup, leafwise, regmean, search, slerp, soup, task_arithmetic, ties
+from transferjax.merging import (
+    dare,
+    fisher,
+    greedy_soup,
+    leafwise,
+    rebasin,
+    regmean,
+    search,
+    slerp,
+    soup,
+    task_arithmetic,
+    ties,
+)
 from transferjax.surgery import plan
 
 RNG = np.random.default_rng(0)
@@ -89,6 +101,26 @@ def test_a_function_of_ones_own(opened, trees):
     np.testing.assert_allclose(merge["stem/bias"], (trees[0]["stem"]["bias"] + trees[1]["stem"]["bias"]) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda tree: np.stack([*tree.values()]), r"ours\(\) returned .* for the tree of 'stem/bias'. Expected"),
+        (lambda tree: {"other": 1.0}, r"ours\(\) returned a dict of other for the tree of 'stem/bias'"),
+        (lambda tree: {k: v[None] for k, v in tree.items()}, r"ours\(\) made \(1, .* of 'stem/bias'; expected \("),
+        (
+            lambda tree: {k: v.astype(np.float64) for k, v in tree.items()},
+            r"float64 of 'stem/bias'; expected .*float32",
+        ),
+    ],
+)
+def test_what_a_function_of_ones_own_returns_must_be_the_leaf(result, message, opened):
+    def ours(tree):
+        return result(tree)
+
+    with pytest.raises(DataError, match=message):
+        leafwise(ours, opened[0])["stem/bias"]
+
+
 def test_the_fingerprint_tells_merges_apart(opened):
     merges = [
         leafwise(soup, opened),
@@ -142,9 +174,9 @@ def test_no_more_than_a_leaf_of_each_and_the_result_are_in_memory():
         assert most < 6 * 4 * size
 
 
-@pytest.mark.parametrize("method", [greedy_soup, search])
-def test_what_evaluates_whole_models_is_not_leafwise(method, opened):
-    with pytest.raises(DataError, match=rf"{method.__name__}\(\) evaluates whole models, so it cannot merge leaf by"):
+@pytest.mark.parametrize("method", [greedy_soup, search, rebasin])
+def test_what_looks_at_whole_models_is_not_leafwise(method, opened):
+    with pytest.raises(DataError, match=rf"{method.__name__}\(\) looks at whole models, so it cannot merge leaf by"):
         leafwise(method, opened, lambda params: 0.0)
 
 

@@ -84,6 +84,15 @@ def test_a_total_computes_alike_passes_once(model):
     assert both < 1.5 * once
 
 
+def test_a_part_of_a_total_that_is_no_objective_is_named(model):
+    one = ob.cross_entropy(model.apply)
+    with pytest.raises(TransferError, match=r"total\(\): 'keep' cannot be called as .* of what makes one, the result"):
+        ob.total(task=one, keep=ob.l2_sp)
+    keep = lambda params, extra, batch, key, train: jnp.sum(params["head"] ** 2)
+    with pytest.raises(TransferError, match=r"total\(\): 'keep' returned \(\) float32; expected tj.Loss\(value"):
+        ob.total(task=one, keep=keep)(model.params, {}, BATCH, None, True)
+
+
 def test_statistics_of_a_total_are_those_of_the_part_that_changes_them():
     def apply(params, extra, inputs):
         return inputs @ params["kernel"], {"mean": extra["mean"] + inputs.mean()}
@@ -112,7 +121,7 @@ def test_what_total_cannot_sum_is_refused(model):
         ob.total()
     with pytest.raises(TransferError, match=r"total\(\): 'task' is .* expected an Objective"):
         ob.total(task=model)
-    with pytest.raises(TransferError, match=r"total\(\) expects weights by name first"):
+    with pytest.raises(TransferError, match=r"total\(\) got float as weights. Expected them by name: \{'name': 0.1\}"):
         ob.total(0.5, task=one)
     with pytest.raises(TransferError, match=r"total\(\) has a weight for other, which is none of task"):
         ob.total({"other": 1.0}, task=one)

@@ -213,6 +213,29 @@ def test_networks_that_do_not_fit_say_where(student, teacher):
         value(ob.distill(strange, teacher, losses.hint, {"body": "late"}, project="wide"), strange)
 
 
+def test_a_loss_of_ones_own_must_fit(student, teacher):
+    weighted = {**BATCH, "weight": np.ones(6, np.float32)}
+    unweighted = lambda mine, theirs: jnp.mean((mine - theirs) ** 2)
+    with pytest.raises(DataError, match="the batch has a 'weight' for each example, which the loss does not take"):
+        value(ob.distill(student, teacher, unweighted), student, weighted)
+    assert value(ob.distill(student, teacher, unweighted), student).value > 0
+    fixed = functools.partial(losses.kd, weight=np.ones(6, np.float32))  # its own weights
+    assert value(ob.distill(student, teacher, fixed), student, weighted).value > 0
+    with pytest.raises(DataError, match=r"the loss takes confidence, which nothing gives.*functools.partial"):
+        value(ob.distill(student, teacher, lambda s, t, confidence: jnp.mean(s)), student)
+    plain = tj.extend(student, "wide", ob.projector(4, 8), key=jax.random.key(0))
+    with pytest.raises(DataError, match=r"the loss takes raw_variance.*variance=True"):
+        value(ob.distill(plain, teacher, losses.vid, {"body": "late"}, project="wide"), plain)
+    for wrong in (lambda s, t: s - t, lambda s, t: (jnp.mean(s), {})):
+        with pytest.raises(DataError, match=r"the loss returned .*; expected a scalar, the mean over examples"):
+            value(ob.distill(student, teacher, wrong), student)
+    with pytest.raises(TransferError, match="got an empty list: a Model, several, or None"):
+        ob.distill(student, [], losses.kd)
+    said = {**BATCH, "teacher": {"outputs": np.zeros((6, 3), np.float32)}}
+    with pytest.raises(SelectionError, match=r"at selects body of the student and nothing of the.*at=\.\.\."):
+        value(ob.distill(student, None, losses.hint, "body"), student, said)
+
+
 def test_teachers_of_other_classes_are_refused_with_the_losses_that_still_work(student):
     other = tj.interop.pure(lambda params, x: x @ params["head"], {"head": draw(3, 7)})
     with pytest.raises(DataError, match="rkd_distance"):

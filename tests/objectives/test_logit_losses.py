@@ -1,5 +1,6 @@
 """Distillation losses of logits against their peers (tests/fixtures/distill_logits) and their formulas."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -370,7 +371,11 @@ def test_the_largest_logits_must_fit_the_student():
             tj.DataError, match=r"kd\(\) got student logits .* and a TopK of 3 classes with leading axes \(4,\)"
         ):
             losses.kd(student, top)
-    for strange in (top._replace(values=X[:, :2]), top._replace(rest=X), top._replace(indices=top.indices[0])):
+    for strange in (
+        dataclasses.replace(top, values=X[:, :2]),
+        dataclasses.replace(top, rest=X),
+        dataclasses.replace(top, indices=top.indices[0]),
+    ):
         with pytest.raises(
             tj.DataError, match=r"kd\(\) got a TopK of values \(.*, indices \(.*, rest \(.*. Expected \[..., k\], \["
         ):

@@ -92,7 +92,7 @@ class FeatureCache:
         ['weights', 'preprocessing', 'program']
         """
         text = preprocess if isinstance(preprocess, str) else repr(preprocess)
-        if _ADDRESS.search(text):
+        if ADDRESS.search(text):
             raise CheckpointError(
                 f"the preprocessing prints as {text:.80}: an address says nothing about what it does. "
                 "Give text that names it and its version."
@@ -100,7 +100,7 @@ class FeatureCache:
         if not isinstance(program, str):
             raise CheckpointError(f"the program is {type(program).__name__}; expected its jaxpr as text: str(jaxpr).")
         sha256 = lambda text: hashlib.sha256(text.encode()).hexdigest()
-        parts = (tree_fingerprint(frozen), sha256(text), sha256(_ADDRESS.sub("", program)))
+        parts = (tree_fingerprint(frozen), sha256(text), sha256(ADDRESS.sub("", program)))
         return "weights:{} preprocessing:{} program:{}".format(*parts)
 
     def check(self, frozen: Any, program: str) -> None:
@@ -348,7 +348,7 @@ class FeatureCache:
             )
 
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def _integers(ids: Any) -> np.ndarray:

@@ -22,7 +22,8 @@ def soup(models: Sequence[Any], weights: Any = None) -> Any:
 
     Args:
       models: trees of arrays, equal in paths, shapes and dtypes.
-      weights: ``[n]`` numbers that sum to one; ``None``: equal ones.
+      weights: ``[n]`` numbers that sum to one (where they are traced and do not, the result is NaN); ``None``: equal
+        ones.
 
     Returns:
       A tree like the first model.

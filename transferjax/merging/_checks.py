@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from transferjax._errors import DataError, describe
 from transferjax.merging._leaf import is_traced
 
 TOLERANCE = 1e-6
+TRACED_TOLERANCE = 1e-4
+"""Of float32 sums."""
 
 
 def as_weights(method: str, weights: Any, count: int, *, mean: bool = False, signed: bool = True) -> Any:
@@ -21,7 +24,7 @@ def as_weights(method: str, weights: Any, count: int, *, mean: bool = False, sig
       signed: whether they may be negative.
 
     Returns:
-      ``[count]`` floats, or what is traced as it is.
+      ``[count]`` floats, or what is traced as it is; NaN where its sum must be one and is not.
 
     Raises:
       DataError: there are more or fewer than models, or they are not finite, negative, or of another sum.
@@ -32,13 +35,20 @@ def as_weights(method: str, weights: Any, count: int, *, mean: bool = False, sig
         length = len(weights) if isinstance(weights, list | tuple) or np.ndim(weights) == 1 else None
         if length != count:
             raise DataError(f"{method}() got {length} traced weights for {count} models. Expected one per model.")
-        return weights
+        if not mean:
+            return weights
+        # What is traced cannot raise: a mean of another sum is NaN, which wins no search.
+        found = jnp.asarray(weights)
+        return jnp.where(jnp.abs(jnp.sum(found) - 1) <= TRACED_TOLERANCE, found, jnp.nan)
     try:
         found = np.asarray(weights, np.float64)
     except (TypeError, ValueError):
         raise DataError(f"{method}() got {describe(weights)} as weights. Expected one number per model.") from None
     if found.shape != (count,):
-        raise DataError(f"{method}() got weights of shape {found.shape} for {count} models. Expected one per model.")
+        by_name = " Density and scale go by name: density=0.2." if not found.shape else ""
+        raise DataError(
+            f"{method}() got weights of shape {found.shape} for {count} models. Expected one per model.{by_name}"
+        )
     if not np.isfinite(found).all():
         raise DataError(f"{method}() got weights {found.tolist()}. Expected finite numbers.")
     if not signed and ((found < 0).any() or not found.any()):

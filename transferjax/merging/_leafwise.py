@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from transferjax._errors import CheckpointError, DataError, nearest_hint
+from transferjax._errors import CheckpointError, DataError, describe, listing, nearest_hint
 from transferjax.merging._average import greedy_soup
 from transferjax.merging._leaf import ALONE
+from transferjax.merging._permutations import apply_permutations
+from transferjax.merging._rebasin import match_activations, rebasin
 from transferjax.merging._search import search
 from transferjax.merging._trees import check_alike
 
@@ -29,8 +31,8 @@ def leafwise(method: Callable[..., Any], *arguments: Any, **options: Any) -> Mer
     in memory as a whole.
 
     Args:
-      method: a function of this package that works leaf by leaf (not ``greedy_soup``), or one of your own:
-        ``(*arguments, **options) -> tree``.
+      method: a function of this package that works leaf by leaf (not ``greedy_soup`` or ``rebasin``), or one of your
+        own: ``(*arguments, **options) -> tree``, where trees and result are ``{path: array}`` of a single path.
       *arguments: as the method takes them, with checkpoints from ``transferjax.io.open`` (or ``{path: array}``) for
         trees: ``leafwise(ties, base, [a, b], density=0.3)``.
       **options: as the method takes them. Lists of mappings are read at each path too.
@@ -54,8 +56,8 @@ def leafwise(method: Callable[..., Any], *arguments: Any, **options: Any) -> Mer
     >>> tj.io.load(f"{folder}/merged.safetensors")
     {'head': {'bias': array([2., 2.], dtype=float32)}}
     """
-    if method in (greedy_soup, search):
-        raise DataError(f"{method.__name__}() evaluates whole models, so it cannot merge leaf by leaf. Load them.")
+    if method in (greedy_soup, search, rebasin, apply_permutations, match_activations):
+        raise DataError(f"{method.__name__}() looks at whole models, so it cannot merge leaf by leaf. Load them.")
     bound = inspect.signature(method).bind(*arguments, **options)
     groups = {name: _group(value) for name, value in bound.arguments.items() if _group(value)}
     if not groups:
@@ -128,7 +130,7 @@ class Merged(Mapping[str, np.ndarray]):
 
         Raises:
           CheckpointError: there is no such path, or a source is damaged.
-          DataError: the leaf cannot be merged.
+          DataError: the leaf cannot be merged, or the method returns no such leaf.
         """
         if path not in self.shapes:
             raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
@@ -141,7 +143,7 @@ class Merged(Mapping[str, np.ndarray]):
 
         bound = {name: swapped(value) for name, value in self._bound.arguments.items()}
         call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
-        out = self._method(*call.args, **call.kwargs)[path]
+        out = _result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path])
         return out if index is None else np.asarray(out[index])
 
     def _found(self, path: str) -> dict[int, dict[str, Any]]:
@@ -184,6 +186,19 @@ class Merged(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"Merged({self.metadata['method']}, {len(self._sources)} checkpoints, {len(self)} arrays)"
+
+
+def _result(method: Any, path: str, found: Any, spec: jax.ShapeDtypeStruct) -> Any:
+    """The leaf that a method returned, if it is what the checkpoint will say that it is."""
+    if not isinstance(found, Mapping) or path not in found:
+        got = f"a dict of {listing([*map(str, found)])}" if isinstance(found, Mapping) else describe(found)
+        raise DataError(f"{_name(method)}() returned {got} for the tree of '{path}'. Expected {{'{path}': array}}.")
+    if tuple(np.shape(found[path])) != spec.shape or getattr(found[path], "dtype", None) != spec.dtype:
+        raise DataError(
+            f"{_name(method)}() made {describe(found[path])} of '{path}'; expected {describe(spec)}, as in the first "
+            "checkpoint. Cast and shape the result."
+        )
+    return found[path]
 
 
 def _name(method: Any) -> str:

@@ -27,6 +27,7 @@ def search(
 
     Args:
       merge: ``coefficient -> params``, traced with the coefficient: ``lambda alpha: wise_ft(base, tuned, alpha)``.
+        Weights of a mean that do not sum to one score NaN, which is never the best.
       coefficients: ``[K]`` numbers, or ``[K, m]`` where each is a vector, such as one weight per model.
       evaluate: ``params -> number``, or with batches ``(params, batch) -> number``, the mean over a batch; traced;
         higher is better. For a loss return its negative.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,11 @@ def leaves(method: str, name: str, tree: Any, *, empty: bool = False) -> dict[st
         raise DataError(
             f"{method}() got an opened checkpoint as {name}. Expected a tree of arrays: write "
             f"leafwise({method}, ...) to merge leaf by leaf, or transferjax.io.load(path) to read all of it."
+        )
+    if isinstance(tree, str | os.PathLike):
+        raise DataError(
+            f"{method}() got {describe(tree)} as {name}. Expected a tree of arrays: transferjax.io.load(path), or "
+            f"leafwise({method}, ...) with transferjax.io.open(path) to merge leaf by leaf."
         )
     found = dict(flatten(tree)[0])
     if not found and not empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,7 +140,7 @@ def total(weights: Mapping[str, float | Array] | None = None, /, **objectives: O
       have are called ``name/metric``. Accumulation counts as the first part does that says how.
 
     Raises:
-      TransferError: no objective, something else, or a weight without one.
+      TransferError: no objective, something else, or a weight without one; or (when called) a part returns no ``Loss``.
 
     >>> import jax.numpy as jnp, transferjax as tj
     >>> apply = lambda params, extra, inputs, *, key=None, train=False: (inputs * params, extra)
@@ -153,9 +154,14 @@ def total(weights: Mapping[str, float | Array] | None = None, /, **objectives: O
     for name, objective in objectives.items():
         if not callable(objective) or isinstance(objective, Model):
             raise TransferError(f"total(): '{name}' is {describe(objective)}; expected an Objective.")
+        if not _takes_five(objective):
+            raise TransferError(
+                f"total(): '{name}' cannot be called as (params, extra, batch, key, train). Expected an Objective: of "
+                "what makes one, the result, as tj.objectives.l2_sp(reference)."
+            )
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
-        raise TransferError(f"total() expects weights by name first, got {describe(weights)}: {{'name': 0.1}}.")
+        raise TransferError(f"total() got {describe(weights)} as weights. Expected them by name: {{'name': 0.1}}.")
     strange = sorted(set(weights) - set(objectives))
     if strange:
         raise TransferError(f"total() has a weight for {listing(strange)}, which is none of {listing([*objectives])}.")
@@ -163,8 +169,23 @@ def total(weights: Mapping[str, float | Array] | None = None, /, **objectives: O
     return Partial(_total, parts, {name: weights.get(name, 1.0) for name in parts})
 
 
+def _takes_five(objective: Any) -> bool:
+    try:
+        inspect.signature(objective).bind(*range(5))
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
+
+
 def _total(parts, weights, params, extra, batch, key, train) -> Loss:
     found = {name: parts[name](params, extra, batch, key, train) for name in parts}
+    for name, loss in found.items():
+        if not isinstance(loss, Loss):
+            raise TransferError(
+                f"total(): '{name}' returned {describe(loss)}; expected tj.Loss(value, metrics, extra)."
+            )
     values = [weights[name] * loss.value for name, loss in found.items()]
     seen: dict[str, list[str]] = {}
     for name, loss in found.items():

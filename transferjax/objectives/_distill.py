@@ -47,7 +47,8 @@ def distill(
         teacher makes, under ``teacher``.
       loss: ``(student, teacher) -> scalar`` of ``tj.objectives.losses``, or of your own; options by
         ``functools.partial(losses.kd, temperature=4.0)``. Where it has arguments ``labels`` and ``weight``, it gets the
-        batch's; and auxiliary weights by their names (``raw_variance`` of ``losses.vid``).
+        batch's (``weight``: ``None`` where the batch has none; where it has, the loss must take it); and auxiliary
+        weights by their names (``raw_variance`` of ``losses.vid``).
       at: what is compared: ``None``: the outputs; a module path of both networks (of several the losses are added up);
         or ``{student's path: teacher's path}``, where ``outputs`` stands for the outputs.
       supervised: as in :func:`auxiliary_loss`; ``None``: no labels are needed, and the teacher is all there is.
@@ -87,7 +88,7 @@ def distill(
     projects = _projects(project, pairs)
     for name in projects.values():
         auxiliary(student.params, name)
-    term = Partial(Term(pairs, tuple(projects.items()), _wanted(loss)), as_partial(loss), teachers, shares)
+    term = Partial(Term(pairs, tuple(projects.items()), *_arguments(loss)), as_partial(loss), teachers, shares)
     return beside("distill", supervised, student, term, at_student, weight, supervised_weight)
 
 
@@ -130,9 +131,16 @@ class Term:
     pairs: tuple[tuple[str, str], ...] | None
     projects: tuple[tuple[str, str], ...]
     wanted: tuple[str, ...]
+    required: tuple[str, ...]
+    weighted: bool
 
     def __call__(self, loss, teachers, shares, params, batch, layers) -> tuple[Array, dict[str, Array]]:
         said = [_said(batch)] if teachers is None else [teach(batch["inputs"]) for teach in teachers]
+        if "weight" in batch and not self.weighted:
+            raise DataError(
+                "the batch has a 'weight' for each example, which the loss does not take. Expected a loss with an "
+                "argument weight=None that its mean heeds, or batches without."
+            )
         values = [self._against(loss, theirs, params, batch, layers) for theirs in said]
         parts = [share * one for share, one in zip(shares, values, strict=True)]
         value, own, theirs = sum(parts[1:], parts[0]), layers[OUTPUTS], said[0].get(OUTPUTS)
@@ -147,9 +155,11 @@ class Term:
         if pairs is None:
             own, other = set(layers) - {OUTPUTS}, set(theirs) - {OUTPUTS}
             if own != other:
+                of = lambda paths: listing(sorted(paths)) if paths else "nothing"
+                kept = " Of a teacher whose answers are kept: tj.io.TeacherCache(teacher, at=...)." if not other else ""
                 raise SelectionError(
-                    f"at selects {listing(sorted(own))} of the student and {listing(sorted(other))} of the teacher. "
-                    "Expected the same paths, or at={student's path: teacher's path}."
+                    f"at selects {of(own)} of the student and {of(other)} of the teacher. Expected the same paths, or "
+                    f"at={{student's path: teacher's path}}.{kept}"
                 )
             pairs = tuple((path, path) for path in sorted(own))
         values = []
@@ -159,7 +169,7 @@ class Term:
             if mine in projects or "*" in projects:
                 weights = auxiliary(params, projects.get(mine, projects.get("*", "")))
                 one = _projected(one, weights, projects.get(mine, projects.get("*")), other)
-            values.append(loss(one, other, **self._by_name(batch, weights)))
+            values.append(_scalar(loss(one, other, **self._by_name(batch, weights))))
         return sum(values[1:], values[0])
 
     def _by_name(self, batch, weights) -> dict[str, Any]:
@@ -168,6 +178,13 @@ class Term:
             if "labels" not in batch:
                 raise DataError(f"the batch has no 'labels', which the loss takes: it has {sorted(batch)}.")
             known["labels"] = batch["labels"]
+        missing = [name for name in self.required if name not in known]
+        if missing:
+            raise DataError(
+                f"the loss takes {listing(missing)}, which nothing gives. Expected labels, weight and the names of the "
+                "auxiliary weights (of vid: projector(width, teacher_width, variance=True)); bind the rest with "
+                "functools.partial."
+            )
         return {name: known[name] for name in self.wanted if name in known}
 
 
@@ -208,7 +225,8 @@ def _teachers(teacher: Any, at: Selector | None, weights: Any) -> tuple[Any, Any
             check_model("distill", teacher, at)
         return (None if teacher is None else [teaching(teacher, at)]), [1.0]
     if not isinstance(teacher, Sequence) or isinstance(teacher, str) or not teacher:
-        raise TransferError(f"distill() expects a teacher second, got {describe(teacher)}: a Model, several, or None.")
+        got = describe(teacher) if teacher or not isinstance(teacher, list | tuple) else "an empty list"
+        raise TransferError(f"distill() expects a teacher second, got {got}: a Model, several, or None.")
     for one in teacher:
         check_model("distill", one, at)
     shares = [1 / len(teacher)] * len(teacher) if weights is None else list(weights)
@@ -234,15 +252,24 @@ def _projects(project: Any, pairs: Any) -> dict[str, str]:
     return dict(project)
 
 
-def _wanted(loss: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of a loss's arguments behind the first two, which may be given by the batch or by weights."""
+def _arguments(loss: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """A loss's arguments behind the first two, by name: all that are not bound, those that must be given; and whether
+    it heeds weights."""
     try:
         names = list(inspect.signature(loss).parameters.values())
     except (TypeError, ValueError):
-        return ()
+        return (), (), False
     bound = set(getattr(loss, "keywords", {}))
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(p.name for p in names[2:] if p.kind in kinds and p.name not in bound)
+    free = [p for p in names[2:] if p.kind in kinds and p.name not in bound]
+    required = tuple(p.name for p in free if p.default is inspect.Parameter.empty)
+    return tuple(p.name for p in free), required, "weight" in {p.name for p in free} | bound
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, tuple | list | dict) or jnp.shape(value) != ():
+        raise DataError(f"the loss returned {describe(value)}; expected a scalar, the mean over examples.")
+    return value
 
 
 def _said(batch: Any) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from transferjax._errors import DataError, TransferError, describe, is_whole
 from transferjax._types import Array
@@ -22,18 +24,22 @@ ANY_CLASSES = (
 )
 
 
-class TopK(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TopK:
     """The largest logits of a teacher at one temperature, and what the others weigh together: small enough to be kept.
 
     Attributes:
       values: ``[..., k]``, the logits, largest first.
       indices: ``[..., k]`` int32, their classes.
       rest: ``[...]``, the logsumexp of all other logits divided by the temperature; -inf where there are none.
+      temperature: the one it was made for; static; ``None`` where that was traced.
     """
 
     values: Array
     indices: Array
     rest: Array
+    temperature: float | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def top_k(logits: Array, k: int, temperature: float | Array = 4.0) -> TopK:
@@ -63,7 +69,10 @@ def top_k(logits: Array, k: int, temperature: float | Array = 4.0) -> TopK:
         raise TransferError(f"top_k() expects k from 1 to {shape[-1]}, the number of classes, got {k!r}.")
     logits = jnp.asarray(logits, jnp.float32)
     values, indices = jax.lax.top_k(logits, k)
-    return TopK(values, indices.astype(jnp.int32), _rest(logits / temperature, _marked(indices, shape)))
+    rest = _rest(logits / temperature, _marked(indices, shape))
+    return TopK(
+        values, indices.astype(jnp.int32), rest, None if isinstance(temperature, Tracer) else float(temperature)
+    )
 
 
 def kd(
@@ -90,7 +99,7 @@ def kd(
 
     Raises:
       DataError: the shapes differ.
-      TransferError: the temperature is not positive.
+      TransferError: the temperature is not positive, or the :class:`TopK` was made for another.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 
@@ -100,6 +109,12 @@ def kd(
     """
     _check_temperature(temperature, "kd")
     if isinstance(teacher_logits, TopK):
+        made = teacher_logits.temperature
+        if made is not None and not isinstance(temperature, Tracer) and abs(float(temperature) - made) > 1e-6 * made:
+            raise TransferError(
+                f"kd() got temperature={float(temperature):g} and a TopK for {made:g}: what the other classes weigh "
+                "depends on it. Expected the same: top_k(logits, k, temperature), TeacherCache(..., temperature=...)."
+            )
         student, teacher, weight = _outcomes(student_logits, teacher_logits, temperature, weight)
     else:
         student, teacher, weight = _matched(student_logits, teacher_logits, "kd", weight)
@@ -295,7 +310,7 @@ def _outcomes(student: Any, top: TopK, temperature: Any, weight: Any) -> tuple[A
     """Logits of ``k + 1`` outcomes, divided by the temperature, of student and teacher, and the weight; checked."""
     shape, leading, k = jnp.shape(student), jnp.shape(top.rest), jnp.shape(top.indices)[-1:]
     if jnp.shape(top.values) != (*leading, *k) or jnp.shape(top.indices) != (*leading, *k):
-        parts = ", ".join(f"{name} {describe(part)}" for name, part in zip(top._fields, top))
+        parts = ", ".join(f"{name} {describe(getattr(top, name))}" for name in ("values", "indices", "rest"))
         raise DataError(f"kd() got a TopK of {parts}. Expected [..., k], [..., k] and [...], as of top_k().")
     if not shape or 0 in shape or shape[:-1] != leading or shape[-1] < k[0]:
         raise DataError(
@@ -379,5 +394,7 @@ def _mean(values: Array, weight: Array | None) -> Array:
 
 
 def _check_temperature(temperature: Any, name: str) -> None:
+    if isinstance(temperature, str):
+        raise TransferError(f"{name}() expects a number as temperature, got {temperature!r}.")
     if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
         raise TransferError(f"{name}() expects a temperature above 0, got {temperature!r}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from transferjax._errors import DataError, SelectionError, TransferError, describe, is_whole, listing, nearest_hint
@@ -94,6 +95,7 @@ def ewc(
     Raises:
       TransferError: ``strength`` is no number of at least 0, ``reference`` a Model, or there are not as many
         references as tasks.
+      DataError: ``fisher`` has values below 0.
       SelectionError: (when traced) a leaf of ``fisher`` is not in the params or the reference, or of another shape.
 
     Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017, arXiv:1612.00796.
@@ -106,6 +108,13 @@ def ewc(
     fishers, references = _listed(fisher), _listed(reference)
     for one in (*fishers, *references):
         _check_reference(one, "ewc")
+    for one in fishers:
+        below = [path for path, leaf in paths(_own(one)).items() if not isinstance(leaf, Tracer) and np.any(leaf < 0)]
+        if below:
+            raise DataError(
+                f"ewc() got a Fisher information below 0 at {listing(below)}, which none is. Expected that of "
+                "diagonal_fisher() first, the params after it: ewc(fisher, reference)."
+            )
     if len(fishers) != len(references) or not fishers:
         raise TransferError(
             f"ewc() expects one reference for each former task, got {len(fishers)} of fisher and {len(references)} of "
@@ -152,7 +161,8 @@ def diagonal_fisher(
       A tree like the params, float32, with a ``Hole`` for what is not selected: what :func:`ewc` takes.
 
     Raises:
-      TransferError: ``labels`` is neither, the data's are wanted and a key is given, or ``examples`` is below 1.
+      TransferError: no Model or no batches; ``labels`` is neither, the data's are wanted and a key is given, or
+        ``examples`` is below 1.
       DataError: there is no example, no labels, outputs are no logits, or a result is not finite.
       SelectionError: ``select`` matches nothing.
 
@@ -163,6 +173,10 @@ def diagonal_fisher(
     >>> diagonal_fisher(model, [{"inputs": jnp.full((4, 1), 2.0)}])["kernel"].tolist()
     [[1.0, 1.0]]
     """
+    if not isinstance(model, Model):
+        raise TransferError(f"diagonal_fisher() expects a Model first, got {describe(model)}: use tj.interop.")
+    if isinstance(batches, Mapping | str):
+        raise TransferError(f"diagonal_fisher() expects batches, got {describe(batches)}: of one, write [batch].")
     if labels not in ("model", "data"):
         raise TransferError(f"diagonal_fisher() expects labels as 'model' or 'data', got {labels!r}.")
     if labels == "data" and key is not None:
@@ -283,7 +297,11 @@ def _check_reference(reference: Any, verb: str) -> None:
 def _check_strength(value: Any, verb: str, name: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number or hasattr(value, "dtype")) or (number and not value >= 0):
-        raise TransferError(f"{verb}() expects {name} as a number of at least 0, got {value!r}.")
+        raise TransferError(f"{verb}() expects {name} as a number of at least 0, got {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | float | str) else describe(value)
 
 
 def _check_pair(verb: str, path: str, leaf: Any, others: dict[str, Any], advice: str) -> None:
