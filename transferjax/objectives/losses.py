@@ -1,4 +1,4 @@
-"""Losses of arrays, which objectives are made of: how far two domains are apart, how certain predictions are."""
+"""Losses of arrays, which objectives are made of: how far a student is from its teacher, or one domain from another."""
 
 from transferjax.objectives._adversarial import cdan, dann, mdd, reversal, reverse_gradient
 from transferjax.objectives._alignment import afn, bsp, coral, jmmd, mk_mmd
