@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -122,6 +123,8 @@ def write_safetensors(
 ) -> None:
     """Writes one array after another, largest elements first, so that each starts at a multiple of its element size.
 
+    Two arrays are in memory at a time: the one that is written, and the next.
+
     Args:
       file: open for writing.
       arrays: functions that give each array, C-contiguous, when its turn comes.
@@ -132,8 +135,16 @@ def write_safetensors(
     order = sorted(shapes, key=lambda name: (-shapes[name].dtype.itemsize, name))
     first = _layout(order, shapes, facts())
     file.write(first)
-    for name in order:
-        file.write(raw(arrays[name]()))
+    with ThreadPoolExecutor(1) as pool:  # one array is written while the next is made
+        waiting: Future[int] | None = None
+        for name in order:
+            array = arrays[name]()
+            if waiting is not None:
+                waiting.result()
+            waiting = pool.submit(file.write, raw(array))
+            del array
+        if waiting is not None:
+            waiting.result()
     last = _layout(order, shapes, facts())
     if last != first:
         file.seek(0)
