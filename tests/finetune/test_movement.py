@@ -198,6 +198,11 @@ def test_a_frozen_selector_that_matches_nothing_raises():
         movement({"stem": random(2)}, {"stem": random(2)}, frozen="stme")
 
 
+def test_a_path_is_no_side():
+    with pytest.raises(tj.TransferError, match=r"movement\(\) got str as tuned. .*transferjax.io.open\(path\)"):
+        movement({"bias": np.ones(2)}, "tuned.npz")
+
+
 def test_what_holds_no_numbers_raises():
     abstract = {"w": jax.ShapeDtypeStruct((2,), np.float32)}
     with pytest.raises(tj.TransferError, match=r"movement\(\): 'w' of tuned is abstract, \(2,\) float32\. Restore it"):

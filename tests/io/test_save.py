@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from transferjax import Model
 from transferjax._errors import CheckpointError
 from transferjax.io import load, open, save
+from transferjax.merging import leafwise, soup
 
 FORMATS = ["orbax", "safetensors", "npz", "msgpack"]
 ALL = [
@@ -175,6 +176,7 @@ def test_a_directory_that_refuses(tmp_path, monkeypatch):
     [
         ({}, "the tree has no leaves, so there is nothing to save"),
         (np.ones(2), "the tree is a single leaf without a name"),
+        (leafwise(soup, [{"a": np.ones(2)}]), r"got an opened checkpoint .*transferjax.io.transplant"),
         ({"a": {"b": "text"}}, "'a/b' is str. Expected an array or a number"),
         ({"a/b": 1, "a": {"b": 2}}, "two leaves have the path 'a/b'"),
         ({"..": 1}, "'..' cannot be the name of a leaf in a file. Rename it in the tree"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def movement(base: Any, tuned: Any, *, frozen: Selector | str | None = None, axi
 
     Raises:
       SelectionError: no leaf is in both, or ``frozen`` matches nothing.
-      TransferError: a leaf is no array of numbers, or abstract, or ``axis`` is another.
+      TransferError: a side is a path, a leaf is no array of numbers, or abstract, or ``axis`` is another.
 
     Source: Roy & Vetterli, The effective rank, EUSIPCO 2007 (there with singular values that are not squared).
 
@@ -107,6 +108,11 @@ class _Side:
 
     def __init__(self, source: Any, name: str):
         self.name = name
+        if isinstance(source, str | os.PathLike):
+            raise TransferError(
+                f"movement() got {describe(source)} as {name}. Expected a tree, a Model or an opened checkpoint: "
+                "transferjax.io.open(path)."
+            )
         if hasattr(source, "shapes") and hasattr(source, "__getitem__"):
             self.shapes: Mapping[str, Any] = source.shapes
             self._read = source.__getitem__

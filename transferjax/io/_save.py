@@ -156,6 +156,11 @@ def _write_file(
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
+    if hasattr(tree, "shapes") and callable(getattr(tree, "read", None)):
+        raise CheckpointError(
+            "got an opened checkpoint or a merge of some. Expected a tree of arrays: to write it leaf by leaf, "
+            "transferjax.io.transplant(source, transferjax.surgery.plan(source.shapes, dict(source.shapes)), path)."
+        )
     try:
         found = leaves(tree) if isinstance(tree, Model) else paths(tree)
     except SelectionError as error:
