@@ -5,9 +5,9 @@ that does nothing else.
 
 Files: a base and three models of 1 GB each, as safetensors. Ours opens them, merges and writes the result as
 ``transferjax merge`` does, with a digest of every block. The copy writes the three models again (``shutil.copyfile``,
-then ``fsync``, as ours does). Rates are bytes read and written by second. Each measurement is a process of its own;
-they take turns, and ratios are medians over the rounds. Peak memory is what the process grows by from when all is
-imported. It needs disk for eight times the size.
+then ``fsync``, as ours does). Rates are bytes read and written by second; files are dropped from the page cache before.
+Each measurement is a process of its own; they take turns, and ratios are medians over the rounds. Peak memory is what
+the process grows by from when all is imported. It needs disk for eight times the size.
 
 Coefficients: EfficientNet-Lite0 on the bundled images; ``search`` over 20 values of alpha, against 20 calls of a
 compiled evaluation on weights that are there. Both take each batch in turn, as it comes; the first batch, which
@@ -87,6 +87,9 @@ def memory(field: str) -> float:
 def process(code: str, folder: pathlib.Path, *arguments: str) -> tuple[float, float]:
     """Seconds and MB of peak memory that a new process measured; what it wrote is removed again."""
     os.sync()
+    for path in folder.iterdir():
+        with open(path, "rb") as file:  # what is read next comes from the disk
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     command = [sys.executable, "-c", code, str(folder), *arguments]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
