@@ -66,7 +66,7 @@ import jax, transferjax as tj
 from transferjax import io, merging, surgery
 methods = {
     "ties": lambda base, models: merging.leafwise(merging.ties, base, models, density=0.2),
-    "dare": lambda base, models: merging.leafwise(merging.dare, base, models, density=0.2, key=jax.random.key(0)),
+    "dare": lambda base, models: merging.leafwise(merging.dare, base, models, None, 0.2, jax.random.key(0)),
 }
 jax.random.key(0)
 def work():
