@@ -63,6 +63,10 @@ EACH = {
     "distill": lambda: (ob.distill(MODEL, TEACHER, kd, supervised=CRITERION, weight=0.9), MODEL),
     "distill without labels": lambda: (ob.distill(MODEL, TEACHER, kd), MODEL),
     "distill of several": lambda: (ob.distill(MODEL, [TEACHER, made(CLASSES)], losses.dkd), MODEL),
+    "distill of several beside labels": lambda: (
+        ob.distill(MODEL, [TEACHER, TEACHER], losses.dkd, supervised=CRITERION),
+        MODEL,
+    ),
     "distill of a kept teacher": lambda: (ob.distill(MODEL, None, kd), MODEL),
     "distill of features": lambda: (ob.distill(PROJECTED, TEACHER, losses.hint, "maps", project="wide"), PROJECTED),
     "distill of variances": lambda: (ob.distill(PROJECTED, TEACHER, losses.vid, "body", project="wide"), PROJECTED),
@@ -92,10 +96,18 @@ TOGETHER = {
     "bss": lambda: (ob.bss(CRITERION, MODEL, "body"), MODEL),
     "bi_tuning": lambda: (ob.bi_tuning(CRITERION, MODEL, "body", classifier="head"), MODEL),
     "adapt": lambda: (ob.adapt(CRITERION, MODEL, losses.coral, at="body"), MODEL),
+    "adapt by mk_mmd": lambda: (ob.adapt(CRITERION, MODEL, losses.mk_mmd, at="maps"), MODEL),
+    "adapt by bsp": lambda: (ob.adapt(CRITERION, MODEL, losses.bsp, at="body", weight=1e-3), MODEL),
+    "adapt by afn": lambda: (ob.adapt(CRITERION, MODEL, losses.afn, at="body"), MODEL),
+    "adapt apart": lambda: (ob.adapt(CRITERION, MODEL, losses.coral, at="body", together=False), MODEL),
     "adapt on_target": lambda: (ob.adapt(CRITERION, MODEL, ob.on_target(losses.mcc)), MODEL),
     "jan": lambda: (ob.jan(CRITERION, MODEL, at="body"), MODEL),
     "dann": lambda: (ob.dann(CRITERION, JUDGED, at="body", steps=100), JUDGED),
     "cdan": lambda: (ob.cdan(CRITERION, JOINT, at="body", progress=0.5), JOINT),
+    "cdan by entropy": lambda: (
+        ob.cdan(CRITERION, JOINT, at="body", progress=0.5, entropy_conditioning=True),
+        JOINT,
+    ),
     "mdd": lambda: (ob.mdd(CRITERION, OPPOSED, at="body", steps=100), OPPOSED),
 }
 """Examples are compared with each other."""

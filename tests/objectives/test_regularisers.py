@@ -216,7 +216,7 @@ def test_mixout_trains_in_a_step():
 
 
 WIDE = {**SOURCE, "head": {"kernel": draw(4, 9)}}
-FC, SQUARES = {"kernel": draw(4, 9) ** 2}, jax.tree.map(np.square, PARAMS)
+FC, SQUARES = {"fc": {"kernel": draw(4, 9) ** 2}}, jax.tree.map(np.square, PARAMS)
 RAISES = [
     (lambda: l2_sp(SOURCE, -1.0), r"l2_sp\(\) expects strength as a number of at least 0, got -1.0"),
     (lambda: l2_sp(SOURCE, head_strength="1"), r"l2_sp\(\) expects head_strength as a number of at least 0, got '1'"),
@@ -230,7 +230,7 @@ RAISES = [
     (lambda: value(l2_sp(SOURCE, head="haed/**")), r"selector 'haed/\*\*' matched none of 3 parameters"),
     (lambda: ewc([FISHER], [SOURCE, SOURCE]), r"expects one reference for each former task, got 1 of fisher and 2 of"),
     (lambda: ewc([], []), r"expects one reference for each former task, got 0 of fisher and 0 of reference"),
-    (lambda: value(ewc({"fc": FC}, SOURCE)), r"ewc\(\): 'fc/kernel' has no counterpart\. Near"),
+    (lambda: value(ewc(FC, SOURCE)), r"ewc\(\): 'fc/kernel' has no counterpart\. Nearest: body/kern"),
     (lambda: value(ewc(SQUARES, WIDE)), r"ewc\(\): 'head/kernel' is \(4, 2\) float32 here and \(4, 9\) float32 there"),
     (lambda: value(mixout(TASK, BODY, 0.5), key=jax.random.key(0)), r"mixout\(\): 'head/kernel' has no counterpart"),
     (lambda: value(mixout(TASK, BODY, 0.5)), r"mixout\(\) needs a key in training: pass key=jax\.random\.key"),
