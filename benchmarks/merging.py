@@ -35,7 +35,7 @@ import transferjax as tj
 
 RATE, LEAVES, EXTRA = 0.5, 6, 400
 COEFFICIENTS, TIME, SLACK = 20, 1.05, 1.05
-SIZE, BATCH, PASSES = 96, 200, 5
+SIZE, BATCH = 96, 200
 COMMON = """
 import os, shutil, sys, time
 def memory(field):

@@ -22,7 +22,9 @@ from transferjax.objectives._distill import TEACHER, teaching
 from transferjax.tree import Selector, as_selector
 
 CHECKSUM = "checksum of the inputs"
+"""The name under which it is kept with each row; no module path has spaces."""
 LOOKED_AT = 256
+"""About how many elements of each array of an example it is made of."""
 
 
 class TeacherCache:
