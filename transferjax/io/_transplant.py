@@ -46,10 +46,10 @@ def transplant(
     """Writes what a plan makes of a checkpoint as a new checkpoint: each leaf is read, transformed and written alone.
 
     No model is built, and no more than about two leaves are in memory at a time, in safetensors three: one is written
-    while the next is made. It is written beside and renamed,
-    with a sha256 for each block of at most 16 MiB, as :func:`transferjax.io.save` does. Orbax directories are
-    uncompressed, carry a checksum that ``ocp.load`` verifies too, and may be written by several processes together:
-    all call this function with the same arguments, and each writes a part of the leaves.
+    while the next is made. It is written beside and renamed, with a sha256 for each block of at most 16 MiB, as
+    :func:`transferjax.io.save` does. Orbax directories are uncompressed, carry a checksum that ``ocp.load`` verifies
+    too, and may be written by several processes together: all call this function with the same arguments, and each
+    writes a part of the leaves.
 
     Args:
       checkpoint: from :func:`transferjax.io.open`, or a path, which is opened; any object with ``read`` and
