@@ -76,18 +76,24 @@ def _along(part: Any, size: int, path: str, shape: Corner) -> tuple[int, int, An
 
 
 def read_box(
-    source: Bytes, dtype: np.dtype, offset: int, strides: Corner, low: Corner, high: Corner, order: str = "C"
+    source: Bytes,
+    dtype: np.dtype,
+    offset: int,
+    strides: Corner,
+    low: Corner,
+    high: Corner,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The box ``[low, high)`` of an array that lies in ``source``, as a new C-contiguous array.
+    """The box ``[low, high)`` of an array that lies in ``source``, C-contiguous.
 
     Args:
       source: the bytes.
       dtype: of the elements, little-endian.
       offset: position of the array's first element.
       strides: byte strides, none negative.
+      out: a C-contiguous array of the box's shape and ``dtype`` that is filled; ``None``: a new one.
     """
-    shape = tuple(b - a for a, b in zip(low, high))
-    out = np.empty(shape, dtype)
+    out = np.empty(tuple(b - a for a, b in zip(low, high)), dtype) if out is None else out
     if not out.size:
         return out
     last = offset + sum((b - 1) * s for b, s in zip(high, strides)) + dtype.itemsize

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from transferjax._errors import CheckpointError, nearest_hint
+from transferjax._errors import CheckpointError, describe, nearest_hint
 from transferjax.io._boxes import c_strides, normalise
 from transferjax.io._manifest import Manifest, dtype_of
-from transferjax.io._reader import Entry, Reader
+from transferjax.io._reader import Entry, Reader, box_into
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -92,6 +92,36 @@ class Checkpoint(Mapping[str, np.ndarray]):
         low, high, inner = normalise(... if index is None else index, entry.shape, path)
         out = entry.box(low, high) if self._manifest is None else self._manifest.read(path, entry, low, high)
         return out if index is None else np.asarray(out[inner], order="C")  # copied only where it is not contiguous
+
+    def read_into(self, path: str, out: np.ndarray) -> None:
+        """One array into memory that is there: what reads many large ones spares the system new memory for each.
+
+        Args:
+          path: the name in the file.
+          out: a C-contiguous numpy array of its shape and dtype. After an error its content is undefined.
+
+        Raises:
+          CheckpointError: no such name, ``out`` is no such array, or damaged bytes.
+
+        >>> import tempfile, numpy as np, transferjax.io as io
+        >>> file, out = tempfile.mkdtemp() + "/w.npz", np.empty(2)
+        >>> np.savez(file, bias=np.ones(2))
+        >>> io.open(file).read_into("bias", out)
+        >>> out
+        array([1., 1.])
+        """
+        entry, spec = self._entry(path), self.shapes[path]
+        fits = isinstance(out, np.ndarray) and out.flags.c_contiguous and out.flags.writeable
+        if not fits or (out.shape, out.dtype) != (tuple(spec.shape), spec.dtype):
+            raise CheckpointError(
+                f"'{path}' cannot be read into {describe(out)}. Expected a writable numpy array in C order: "
+                f"np.empty({tuple(spec.shape)}, {spec.dtype.name!r})."
+            )
+        low = (0,) * out.ndim
+        if self._manifest is None:
+            box_into(entry, low, out.shape, out)
+        else:
+            self._manifest.read(path, entry, low, out.shape, out)
 
     def sliceable(self, path: str) -> bool:
         """Whether a part of an array costs about its share: it is stored in C order and not compressed as one piece."""

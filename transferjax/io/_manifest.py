@@ -96,12 +96,16 @@ class Manifest:
                     f"the file {entry.shape} {entry.dtype}."
                 )
 
-    def read(self, path: str, entry: Entry, low: Corner, high: Corner) -> np.ndarray:
-        """The box of a leaf; every block that it touches is read whole and verified."""
+    def read(self, path: str, entry: Entry, low: Corner, high: Corner, out: np.ndarray | None = None) -> np.ndarray:
+        """The box of a leaf; every block that it touches is read whole and verified.
+
+        Args:
+          out: a C-contiguous array of the box's shape and the leaf's dtype that is filled; ``None``: a new one.
+        """
         facts = self.leaves[path]
         dtype = dtype_of(facts["dtype"], self._where)
         block = block_shape(entry.shape, dtype.itemsize, self._limit)
-        out = np.empty(tuple(b - a for a, b in zip(low, high)), dtype)
+        out = np.empty(tuple(b - a for a, b in zip(low, high)), dtype) if out is None else out
         for number, first, last in blocks(entry.shape, block, low, high):
             part = entry.box(first, last).view(dtype)
             if digest(part) != facts["sha256"][number]:

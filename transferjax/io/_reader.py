@@ -65,8 +65,16 @@ class Strided:
     dtype: np.dtype
     strides: Corner
 
-    def box(self, low: Corner, high: Corner) -> np.ndarray:
-        return read_box(plain(self.source), self.dtype, self.offset, self.strides, low, high)
+    def box(self, low: Corner, high: Corner, out: np.ndarray | None = None) -> np.ndarray:
+        return read_box(plain(self.source), self.dtype, self.offset, self.strides, low, high, out)
+
+
+def box_into(entry: Entry, low: Corner, high: Corner, out: np.ndarray) -> None:
+    """Puts the elements ``[low, high)`` into a C-contiguous array of their shape and dtype."""
+    if isinstance(entry, Strided):
+        entry.box(low, high, out)
+    else:
+        out[...] = entry.box(low, high)
 
 
 def strided(

@@ -94,7 +94,8 @@ def _check(groups: Mapping[str, list[Any]], single: Mapping[str, Any]) -> None:
 class Merged(Mapping[str, np.ndarray]):
     """A merge of checkpoints that is computed when it is read; made by :func:`leafwise`.
 
-    Nothing is kept: each access reads one leaf of every checkpoint and merges them.
+    Each access reads one leaf of every checkpoint and merges them. No array is kept, but the memory that large leaves
+    were read into is, for the next ones: that of the largest leaf of every checkpoint.
 
     Attributes:
       format: ``"merged"``.
@@ -114,6 +115,7 @@ class Merged(Mapping[str, np.ndarray]):
     def __init__(self, method: Callable[..., Any], bound: inspect.BoundArguments):
         self._method, self._bound = method, bound
         self._sources = list({id(one): one for value in bound.arguments.values() for one in _group(value)}.values())
+        self._spare: list[dict[int, np.ndarray]] = []
         first = self._sources[0]
         self.kinds: Mapping[str, str] = getattr(first, "kinds", {})
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {
@@ -134,7 +136,11 @@ class Merged(Mapping[str, np.ndarray]):
         """
         if path not in self.shapes:
             raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
-        found = self._found(path)
+        try:  # each thread that reads takes memory of its own
+            memory = self._spare.pop()
+        except IndexError:
+            memory = {}
+        found = self._found(path, memory)
 
         def swapped(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -143,14 +149,29 @@ class Merged(Mapping[str, np.ndarray]):
 
         bound = {name: swapped(value) for name, value in self._bound.arguments.items()}
         call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
-        out = _result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path])
+        out = _own(_result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path]), memory)
+        self._spare.append(memory)
         return out if index is None else np.asarray(out[index])
 
-    def _found(self, path: str) -> dict[int, dict[str, Any]]:
-        """The trees of one leaf, by the identity of their source; large ones are read side by side."""
-        get = lambda one: {path: one[path]} if path in _specs(one) else {}
+    def _found(self, path: str, memory: dict[int, np.ndarray]) -> dict[int, dict[str, Any]]:
+        """The trees of one leaf, by the identity of their source; large ones are read side by side, into memory that is
+        there: new memory for each would cost as much time as to read it."""
         if math.prod(self.shapes[path].shape) < ALONE:
-            return {id(one): get(one) for one in self._sources}
+            return {id(one): {path: one[path]} if path in _specs(one) else {} for one in self._sources}
+
+        def get(one: Any) -> dict[str, Any]:
+            if path not in _specs(one):
+                return {}
+            if not hasattr(one, "read_into"):
+                return {path: one[path]}
+            spec = one.shapes[path]
+            size = math.prod(spec.shape) * spec.dtype.itemsize
+            if id(one) not in memory or memory[id(one)].size < size:
+                memory[id(one)] = np.empty(size, np.uint8)
+            out = memory[id(one)][:size].view(spec.dtype).reshape(spec.shape)
+            one.read_into(path, out)
+            return {path: out}
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return dict(zip(map(id, self._sources), pool.map(get, self._sources)))
 
@@ -186,6 +207,14 @@ class Merged(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"Merged({self.metadata['method']}, {len(self._sources)} checkpoints, {len(self)} arrays)"
+
+
+def _own(result: Any, memory: Mapping[int, np.ndarray]) -> Any:
+    """The result, outside of the memory that the next leaf is read into."""
+    if not memory:
+        return result
+    array = np.asarray(result)  # waits for what JAX may still compute from it
+    return array.copy() if any(np.may_share_memory(array, held) for held in memory.values()) else array
 
 
 def _result(method: Any, path: str, found: Any, spec: jax.ShapeDtypeStruct) -> Any:
