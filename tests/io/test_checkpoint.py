@@ -127,3 +127,45 @@ def test_directories_take_their_fingerprint(tmp_path, tree):
     assert open(tmp_path / "w").verified == "unverified" and open(tmp_path / "w", digest=digest).verified == "verified"
     with pytest.raises(CheckpointError, match="is not the expected file"):
         open(tmp_path / "w", digest="1" * 64)
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors", "msgpack", "orbax"])
+def test_an_array_is_read_into_memory_that_is_there(format, tmp_path, tree):
+    save(tmp_path / "w", tree, format=format)
+    checkpoint = open(tmp_path / "w")
+    for path in checkpoint:
+        expected = checkpoint[path]
+        out = np.empty_like(expected)
+        assert checkpoint.read_into(path, out) is None
+        assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("file", ["torch/stream.pth", "keras/nested.weights.h5", "keras/text.keras"])
+def test_foreign_files_too(file, kit):
+    checkpoint = open(kit.fixtures / file)
+    for path in checkpoint:
+        out = np.empty(checkpoint.shapes[path].shape, checkpoint.shapes[path].dtype)
+        checkpoint.read_into(path, out)
+        assert out.tobytes() == checkpoint[path].tobytes()
+
+
+def test_memory_must_fit(checkpoint):
+    fixed = np.zeros((3, 5), np.float32)
+    fixed.flags.writeable = False
+    wrong = [np.zeros((5, 3), np.float32), np.zeros((3, 5)), np.zeros((5, 3), np.float32).T, fixed, [[0.0]]]
+    for out in wrong:
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.read_into("stem/kernel", out)
+        assert "'stem/kernel' cannot be read into" in str(error.value)
+        assert "Expected a writable numpy array in C order: np.empty((3, 5), 'float32')" in str(error.value)
+    with pytest.raises(CheckpointError, match=r"has no array 'stem/kernal' among its 7\. Nearest: stem/kernel"):
+        checkpoint.read_into("stem/kernal", fixed)
+
+
+def test_damage_is_told_when_an_array_is_read_into_memory(tmp_path):
+    save(tmp_path / "w.safetensors", {"w": np.arange(1000.0)})
+    data = bytearray((tmp_path / "w.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "w.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"'w' in .* is damaged: block 0 of 1 does not match its digest"):
+        open(tmp_path / "w.safetensors").read_into("w", np.empty(1000))

@@ -32,7 +32,7 @@ def expected(values, count):
 def found(values, count):
     leaf = Leaf("w", {"base": np.zeros_like(values), "model": values}, traced=False)
     keeps = largest(leaf, 1, count)
-    return np.concatenate([keeps(at, np.abs(values[at].astype(leaf.work))) for at in leaf.spans])
+    return np.concatenate([keeps(at, np.abs(values[at].astype(leaf.work))) for at in leaf.spans()])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 77, SIZE // 100, SIZE // 5, SIZE // 2, SIZE - 1, SIZE])

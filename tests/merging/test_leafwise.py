@@ -1,5 +1,6 @@
 """leafwise: opened checkpoints, merged leaf by leaf and written so."""
 
+import concurrent.futures
 import functools
 import tracemalloc
 
@@ -172,6 +173,76 @@ def test_no_more_than_a_leaf_of_each_and_the_result_are_in_memory():
         finally:
             tracemalloc.stop()
         assert most < 6 * 4 * size
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Two checkpoints whose leaves, of several sizes and dtypes, count as large; and what they hold."""
+    monkeypatch.setattr(tj.merging._leafwise, "ALONE", 0)
+    draw = lambda shape, dtype: RNG.standard_normal(shape).astype(dtype)
+    kinds = {"a": ((40, 30), "float32"), "b": ((900,), "float64"), "c": ((7,), "float16"), "d": ((50, 50), "float32")}
+    found = [{name: draw(*kind) for name, kind in kinds.items()} for _ in range(2)]
+    for number, one in enumerate(found):
+        tj.io.save(tmp_path / f"{number}.safetensors", one)
+    return [tj.io.open(tmp_path / f"{number}.safetensors") for number in range(2)], found
+
+
+def test_large_leaves_are_read_into_the_same_memory(large, monkeypatch):
+    (one, two), _ = large
+    places, read_into = [], type(one).read_into
+    monkeypatch.setattr(
+        type(one),
+        "read_into",
+        lambda self, path, out: places.append((self, out.ctypes.data)) or read_into(self, path, out),
+    )
+    merge = leafwise(soup, [one, two])
+    merge["d"]  # the largest comes first here; memory grows with what is asked for
+    for path in merge:
+        merge[path]
+    assert len(places) == 2 * 5 and len(set(places)) == 2 and all(place % 64 == 0 for _, place in places)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda tree: tree,
+        lambda tree: jax.tree.map(lambda leaf: leaf[::1], tree),
+        lambda tree: jax.tree.map(jax.numpy.asarray, tree),
+    ],
+)
+def test_a_result_is_not_in_that_memory(method, large):
+    (one, _), (expected, _) = large
+    with jax.enable_x64(True):
+        merge = leafwise(method, one)
+        found = {path: merge[path] for path in merge}
+    for path, array in found.items():
+        assert type(array) is np.ndarray
+        np.testing.assert_array_equal(array, expected[path])
+
+
+def test_several_threads_read_at_once(large):
+    opened, trees = large
+    merge, expected = leafwise(soup, opened), soup(trees)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: (path, merge[path]), [*merge] * 50))
+    for path, array in found:
+        np.testing.assert_array_equal(array, expected[path])
+
+
+def test_after_an_error_all_is_as_before(large, tmp_path):
+    opened, trees = large
+    failing = [True]
+
+    def fails(models):
+        if failing:
+            raise ValueError("not yet")
+        return soup(models)
+
+    merge = leafwise(fails, opened)
+    with pytest.raises(ValueError, match="not yet"):
+        merge["a"]
+    failing.clear()
+    np.testing.assert_array_equal(merge["a"], soup(trees)["a"])
 
 
 @pytest.mark.parametrize("method", [greedy_soup, search, rebasin])

@@ -9,7 +9,8 @@ from transferjax.merging._search import search
 from transferjax.merging._sphere import karcher, model_stock, slerp
 from transferjax.merging._statistics import fisher, regmean
 from transferjax.merging._symmetries import permutation_spec
-from transferjax.merging._vectors import breadcrumbs, task_arithmetic, ties
+from transferjax.merging._ties import ties
+from transferjax.merging._vectors import breadcrumbs, task_arithmetic
 
 __all__ = [
     "Merged", "Rebasin", "apply_permutations", "breadcrumbs", "dare", "fisher", "greedy_soup", "karcher", "leafwise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,13 +30,14 @@ def largest(leaf: Leaf, number: int, count: int) -> Mask:
     Returns:
       ``(at, magnitudes) -> mask``, for the magnitudes of the chunk ``at``.
     """
-    if count in (0, leaf.size):
-        return lambda at, magnitudes: leaf.xp.full(magnitudes.shape, bool(count))
     if leaf.traced:
         base, model = leaf.chunks(slice(0, leaf.size), 0, number)
         order = jnp.argsort(-jnp.abs(model - base), stable=True)
         mask = jnp.zeros(leaf.size, bool).at[order[:count]].set(True)
         return lambda at, magnitudes: mask
+
+    if count in (0, leaf.size):
+        return Cut(-math.inf if count else math.inf, -1)
 
     def magnitudes(at: Any) -> np.ndarray:
         base, model = leaf.chunks(at, 0, number)
@@ -108,7 +110,7 @@ def _at_an_edge(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int,
         if above < count <= above + equal[-1]:
             chunk = int(np.searchsorted(equal, count - above))
             before = int(equal[chunk - 1]) if chunk else 0
-            at = leaf.spans[chunk]
+            at = leaf.spans()[chunk]
             return Cut(edge, at.start + int(np.flatnonzero(magnitudes(at) == edge)[count - above - before - 1]))
     return _sorted(leaf, magnitudes, count)
 

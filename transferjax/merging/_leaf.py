@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,12 @@ from transferjax._errors import DataError
 
 CHUNK = 1 << 17
 """Elements computed with at a time, so that what is made on the way stays in cache."""
+STEP = 1 << 19
+"""The same of a compiled formula, which makes nothing on the way."""
 ALONE = 1 << 19
 """Leaves of fewer elements are not worth a second thread."""
+LARGE = 1 << 22
+"""Leaves of fewer elements are not worth a compilation."""
 
 
 def is_traced(*values: Any) -> bool:
@@ -64,10 +69,10 @@ class Leaf:
     def __len__(self) -> int:
         return len(self._flat)
 
-    @property
-    def spans(self) -> list[slice]:
-        """The chunks of the flat leaf."""
-        return [slice(start, min(start + CHUNK, self.size)) for start in range(0, self.size, CHUNK)]
+    def spans(self, step: int | None = None) -> list[slice]:
+        """The chunks of the flat leaf, ``CHUNK`` elements or ``step``."""
+        step = step or CHUNK
+        return [slice(start, min(start + step, self.size)) for start in range(0, self.size, step)]
 
     def chunks(self, at: Any, *numbers: int) -> list[Any]:
         """Elements of every array, or of some, in the dtype of the computation; views where they have it already."""
@@ -78,12 +83,19 @@ class Leaf:
         """Coefficients in the dtype of the computation, which they do not widen."""
         return self.xp.asarray(values, self.work)
 
-    def map(self, formula: Callable[..., Any], check: Callable[..., None] | None = None) -> Any:
+    def map(
+        self,
+        formula: Callable[..., Any],
+        check: Callable[..., None] | None = None,
+        program: Callable[..., Any] | None = None,
+    ) -> Any:
         """The result, element by element.
 
         Args:
           formula: ``(at, *chunks) -> chunk``, where ``at`` is the slice of the flat leaf; it changes no chunk.
           check: called with the chunks of numpy arrays first; raises.
+          program: the formula compiled, for large leaves of numpy arrays: ``(at, *chunks) -> (chunk, seen, made)``,
+            with the largest :func:`magnitude` in the chunks and in the result. Without ``check``.
 
         Raises:
           DataError: NaN or infinity in an array, or a result beyond the dtype.
@@ -92,12 +104,20 @@ class Leaf:
             whole = slice(0, self.size)
             return formula(whole, *self.chunks(whole)).astype(self.dtype).reshape(self.shape)
         out = np.empty(self.size, self.dtype)
-        largest = float(jnp.finfo(self.dtype).max)
+        largest, finite = float(jnp.finfo(self.dtype).max), float(np.finfo(self.work).max)
+        cpu = _cpu() if program is not None and self.size >= LARGE and self.work == np.float32 else None
+        step = CHUNK if cpu is None else STEP
 
         def fill(at: slice) -> None:
             chunks = self.chunks(at)
+            if program is not None and cpu is not None and at.stop - at.start == step:  # one length, one compilation
+                with jax.default_device(cpu), jax.transfer_guard("allow"):
+                    result, seen, made = program(at, *chunks)
+                    if float(seen) <= finite and float(made) <= largest:
+                        out[at] = result
+                        return
             for name, chunk in zip(self.names, chunks):
-                if not _within(chunk, float(np.finfo(self.work).max)):
+                if not _within(chunk, finite):
                     raise DataError(
                         f"'{self.path}' has NaN or infinity in {name}. Expected finite numbers: leave that tree out, "
                         "or look at how it was trained."
@@ -112,7 +132,7 @@ class Leaf:
                 )
             out[at] = result
 
-        self.each(fill)
+        self.each(fill, step)
         return out.reshape(self.shape)
 
     def total(self, terms: Callable[..., Any]) -> Any:
@@ -146,16 +166,16 @@ class Leaf:
         count = len(rows(*self.chunks(slice(0, 0))))
         return np.zeros((count, count)) + self.total(products)
 
-    def each(self, function: Callable[[slice], Any]) -> list[Any]:
+    def each(self, function: Callable[[slice], Any], step: int | None = None) -> list[Any]:
         """``function`` of every chunk's slice, in order."""
 
         def quietly(at: slice) -> Any:  # what is not finite is told by an error, not by numpy's warning
             with np.errstate(all="ignore"):
                 return function(at)
 
+        spans, found, failed = self.spans(step), {}, {}
         if self.size < ALONE:
-            return list(map(quietly, self.spans))
-        spans, found, failed = self.spans, {}, {}
+            return list(map(quietly, spans))
         waiting = iter(enumerate(spans))
 
         def work(_: int) -> None:
@@ -177,6 +197,24 @@ class Leaf:
 
 def _namespace(traced: bool) -> Any:
     return jnp if traced else np
+
+
+def magnitude(*arrays: Any) -> Any:
+    """The largest magnitude in arrays of float32, in a compiled formula; of NaN too, which no maximum of floats keeps.
+
+    Without the sign, bits of floats order as the numbers do, and a maximum of integers takes the least time.
+    """
+    bits = [jax.lax.bitcast_convert_type(array, jnp.int32) & 0x7FFFFFFF for array in arrays]
+    return jax.lax.bitcast_convert_type(functools.reduce(jnp.maximum, bits).max(), jnp.float32)
+
+
+@functools.cache
+def _cpu() -> Any:
+    """Where formulas of numpy arrays are compiled for, whatever JAX's default is; ``None`` where JAX has no CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def _within(chunk: np.ndarray, largest: float) -> bool:

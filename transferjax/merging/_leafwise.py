@@ -167,7 +167,7 @@ class Merged(Mapping[str, np.ndarray]):
             spec = one.shapes[path]
             size = math.prod(spec.shape) * spec.dtype.itemsize
             if id(one) not in memory or memory[id(one)].size < size:
-                memory[id(one)] = np.empty(size, np.uint8)
+                memory[id(one)] = _aligned(size)
             out = memory[id(one)][:size].view(spec.dtype).reshape(spec.shape)
             one.read_into(path, out)
             return {path: out}
@@ -207,6 +207,13 @@ class Merged(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"Merged({self.metadata['method']}, {len(self._sources)} checkpoints, {len(self)} arrays)"
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Bytes from a multiple of 64 on: those a compiled program takes as they are, and copies others."""
+    out = np.empty(size + 63, np.uint8)
+    first = -out.ctypes.data % 64
+    return out[first : first + size]
 
 
 def _own(result: Any, memory: Mapping[int, np.ndarray]) -> Any:
