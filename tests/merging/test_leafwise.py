@@ -245,6 +245,21 @@ def test_after_an_error_all_is_as_before(large, tmp_path):
     np.testing.assert_array_equal(merge["a"], soup(trees)["a"])
 
 
+def test_an_error_in_a_later_leaf_leaves_no_file(large, tmp_path):
+    """One leaf is written while the next is made."""
+
+    def fails(models):
+        if "d" in models[0]:
+            raise ValueError("no d")
+        return soup(models)
+
+    merge = leafwise(fails, large[0])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no d"):
+        tj.io.transplant(merge, plan(merge.shapes, dict(merge.shapes)), tmp_path / "merged.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("method", [greedy_soup, search, rebasin])
 def test_what_looks_at_whole_models_is_not_leafwise(method, opened):
     with pytest.raises(DataError, match=rf"{method.__name__}\(\) looks at whole models, so it cannot merge leaf by"):
