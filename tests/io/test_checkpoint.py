@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
+import h5py
 import numpy as np
 import pytest
 
@@ -138,6 +139,15 @@ def test_an_array_is_read_into_memory_that_is_there(format, tmp_path, tree):
         out = np.empty_like(expected)
         assert checkpoint.read_into(path, out) is None
         assert out.tobytes() == expected.tobytes()
+
+
+def test_compressed_chunks_too(tmp_path):
+    values = np.arange(300, dtype=np.float32).reshape(20, 15)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_dataset("w", data=values, chunks=(8, 7), compression="gzip", shuffle=True)
+    out = np.full_like(values, -1)
+    open(tmp_path / "w.h5").read_into("w", out)
+    np.testing.assert_array_equal(out, values)
 
 
 @pytest.mark.parametrize("file", ["torch/stream.pth", "keras/nested.weights.h5", "keras/text.keras"])

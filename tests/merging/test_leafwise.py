@@ -208,16 +208,37 @@ def test_large_leaves_are_read_into_the_same_memory(large, monkeypatch):
         lambda tree: tree,
         lambda tree: jax.tree.map(lambda leaf: leaf[::1], tree),
         lambda tree: jax.tree.map(jax.numpy.asarray, tree),
+        lambda tree: jax.tree.map(jax.device_put, tree),
     ],
 )
 def test_a_result_is_not_in_that_memory(method, large):
-    (one, _), (expected, _) = large
+    opened, (_, expected) = large
     with jax.enable_x64(True):
-        merge = leafwise(method, one)
+        merge = leafwise(lambda models: method(models[1]), opened)
         found = {path: merge[path] for path in merge}
     for path, array in found.items():
         assert type(array) is np.ndarray
         np.testing.assert_array_equal(array, expected[path])
+
+
+def test_small_leaves_are_what_the_method_returns_whatever_was_read_before(large, monkeypatch, tmp_path):
+    monkeypatch.setattr(tj.merging._leafwise, "ALONE", 1000)
+    keyed = {"a": np.ones((40, 30), np.float32), "key": jax.random.key(0)}
+    tj.io.save(tmp_path / "squares.safetensors", {"a": keyed["a"]})
+    merge = leafwise(lambda models, squares: models[0], [keyed] * 2, [tj.io.open(tmp_path / "squares.safetensors")])
+    for _ in range(2):
+        assert merge["a"].shape == (40, 30) and merge["key"] is keyed["key"]
+    small = leafwise(lambda tree: jax.tree.map(jax.numpy.asarray, tree), large[0][0])
+    assert [type(small[path]) for path in "cac"] == [type(small["c"]), np.ndarray, type(small["c"])]
+    assert isinstance(small["c"], jax.Array)
+
+
+def test_the_memory_of_one_thread_is_kept(large):
+    opened, _ = large
+    merge = leafwise(soup, opened)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(merge.read, [*merge] * 50))
+    assert len(merge._spare) <= 2  # a second one only if two threads give theirs back at the same moment
 
 
 def test_several_threads_read_at_once(large):

@@ -8,7 +8,7 @@ import pytest
 
 import transferjax as tj
 from transferjax._errors import DataError
-from transferjax.merging import _leaf, _ties, leafwise, ties
+from transferjax.merging import _largest, _leaf, _ties, leafwise, ties
 
 SIZE = 5000  # nineteen steps and a rest
 STEP = 256
@@ -99,6 +99,24 @@ def test_what_is_not_finite_is_named(bad, place, number, compiled):
     assert compiled
 
 
+@pytest.mark.parametrize("place", [3, SIZE - 1])
+def test_one_number_beyond_the_dtype_is_told(place, compiled):
+    base, model = ({"w": np.zeros(SIZE, np.float16)} for _ in range(2))
+    model["w"][place] = 60000
+    assert ties(base, [model])["w"][place] == 60000
+    with pytest.raises(DataError, match="'w' merges to numbers beyond float16"):
+        ties(base, [model], scale=1.5)
+    assert compiled
+
+
+@pytest.mark.parametrize("place", [3, SIZE - 1])
+def test_a_difference_beyond_float32_is_told_wherever_it_is(place, compiled):
+    base, model = ({"w": np.zeros(SIZE, np.float32)} for _ in range(2))
+    base["w"][place], model["w"][place] = 3e38, -3e38
+    with pytest.raises(DataError, match="'w' merges to numbers beyond float32"):
+        ties(base, [model], density=0.0)
+
+
 @pytest.mark.parametrize(("dtype", "scale"), [(np.float16, 1e5), (ml_dtypes.bfloat16, 1e39), (np.float32, 3e38)])
 def test_what_is_beyond_the_dtype_is_told(dtype, scale, compiled):
     base, *models = trees(lambda: 9 * RNG.standard_normal(SIZE), dtype)
@@ -106,14 +124,81 @@ def test_what_is_beyond_the_dtype_is_told(dtype, scale, compiled):
         ties(base, models, scale=min(scale, 3e38))
 
 
-def test_how_jax_is_configured_does_not_matter(compiled):
+@pytest.fixture
+def configured():
+    """Sets what JAX is configured to, for all threads."""
+    before = {}
+
+    def configure(name, value):
+        before.setdefault(name, getattr(jax.config, name))
+        jax.config.update(name, value)
+
+    yield configure
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("alone", [0, 1 << 60])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_transfer_guard", "disallow"),
+        ("jax_enable_x64", True),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_debug_nans", True),
+        ("jax_debug_infs", True),
+    ],
+)
+def test_how_jax_is_configured_does_not_matter(name, value, alone, compiled, configured, monkeypatch):
+    monkeypatch.setattr(_leaf, "ALONE", alone)  # one thread, or all
     base, *models = trees(LEAVES["normal"])
     expected = ties(base, models)["w"].tobytes()
-    for context in (jax.transfer_guard("disallow"), jax.enable_x64(True), jax.default_device(jax.devices()[0])):
-        with context:
-            assert ties(base, models)["w"].tobytes() == expected
+    configured(name, value)
+    assert ties(base, models)["w"].tobytes() == expected and len(compiled) == 2 * (SIZE // STEP)
+    models[1]["w"][0, 3] = np.nan
+    with pytest.raises(DataError, match="'w' has NaN or infinity in model 1"):
+        ties(base, models)
+    models[1]["w"][0, 3] = 3e38
+    with pytest.raises(DataError, match="'w' merges to numbers beyond float32"):
+        ties(base, models, scale=9.0)
+
+
+def test_without_jit_too(compiled):
+    base, *models = trees(LEAVES["normal"])
+    expected = ties(base, models)["w"]
     with jax.disable_jit():
-        np.testing.assert_allclose(np.frombuffer(expected, np.float32), ties(base, models)["w"].reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(ties(base, models)["w"], expected, rtol=1e-6)
+
+
+def test_it_runs_on_the_cpu_whatever_the_default_device_is(compiled, monkeypatch):
+    devices, program = [], _ties._program
+
+    def noted(*arguments):
+        devices.append(jax.config.jax_default_device)
+        return program(*arguments)
+
+    monkeypatch.setattr(_ties, "_program", noted)
+    base, *models = trees(LEAVES["normal"])
+    ties(base, models)
+    assert devices and set(devices) == {jax.local_devices(backend="cpu")[0]} and jax.config.jax_default_device is None
+
+
+def test_there_may_be_no_cpu(monkeypatch):
+    def missing(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    assert _leaf._cpu.__wrapped__() is None
+
+
+@pytest.mark.parametrize("last", [-1, 700, 2**31 + 5, 2**40])
+def test_places_beyond_int32(last, compiled, monkeypatch):
+    """A leaf may have more than 2**31 elements: where the cut lies there, all equals before it are kept."""
+    monkeypatch.setattr(_ties, "largest", lambda *args: _largest.Cut(np.float32(1), last))
+    base, model = {"w": np.zeros(SIZE, np.float32)}, {"w": np.ones(SIZE, np.float32)}
+    np.testing.assert_array_equal(ties(base, [model])["w"], np.arange(SIZE) <= last)
+    assert compiled
 
 
 def test_one_program_for_all_leaves_and_coefficients(compiled, monkeypatch):

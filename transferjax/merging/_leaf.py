@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,7 +36,8 @@ class Leaf:
     """The arrays of several trees at one path; the first says what the result looks like.
 
     Numpy arrays are computed with in float32 (float64 stays), ``CHUNK`` elements at a time and by all cores: nothing
-    of the size of a leaf is made but the result. What is traced is computed with as a whole, by the same formulas.
+    of the size of a leaf is made but the result. For large leaves a method may have a compiled formula, see ``map``.
+    What is traced is computed with as a whole, by the same formulas.
 
     Attributes:
       path: of the leaf.
@@ -111,7 +113,7 @@ class Leaf:
         def fill(at: slice) -> None:
             chunks = self.chunks(at)
             if program is not None and cpu is not None and at.stop - at.start == step:  # one length, one compilation
-                with jax.default_device(cpu), jax.transfer_guard("allow"):
+                with _as_numpy(cpu):
                     result, seen, made = program(at, *chunks)
                     if float(seen) <= finite and float(made) <= largest:
                         out[at] = result
@@ -215,6 +217,18 @@ def _cpu() -> Any:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
+
+
+@contextlib.contextmanager
+def _as_numpy(cpu: Any) -> Iterator[None]:
+    """JAX as if nothing was configured: numpy minds none of it. Threads have each their own."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_device(cpu))
+        stack.enter_context(jax.transfer_guard("allow"))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.debug_nans(False))
+        stack.enter_context(jax.debug_infs(False))
+        yield
 
 
 def _within(chunk: np.ndarray, largest: float) -> bool:

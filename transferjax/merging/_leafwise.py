@@ -32,7 +32,9 @@ def leafwise(method: Callable[..., Any], *arguments: Any, **options: Any) -> Mer
 
     Args:
       method: a function of this package that works leaf by leaf (not ``greedy_soup`` or ``rebasin``), or one of your
-        own: ``(*arguments, **options) -> tree``, where trees and result are ``{path: array}`` of a single path.
+        own: ``(*arguments, **options) -> tree``, where trees and result are ``{path: array}`` of a single path. What
+        it is given is valid during the call: large leaves are read into the same memory again. Copy what you keep, by
+        ``np.array`` (``jax.device_put`` may share it).
       *arguments: as the method takes them, with checkpoints from ``transferjax.io.open`` (or ``{path: array}``) for
         trees: ``leafwise(ties, base, [a, b], density=0.3)``.
       **options: as the method takes them. Lists of mappings are read at each path too.
@@ -136,11 +138,12 @@ class Merged(Mapping[str, np.ndarray]):
         """
         if path not in self.shapes:
             raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
-        try:  # each thread that reads takes memory of its own
+        try:  # a thread that reads at the same time takes memory of its own
             memory = self._spare.pop()
         except IndexError:
             memory = {}
         found = self._found(path, memory)
+        read = [] if self._small(path) else [tree[path] for key, tree in found.items() if key in memory and tree]
 
         def swapped(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -149,14 +152,18 @@ class Merged(Mapping[str, np.ndarray]):
 
         bound = {name: swapped(value) for name, value in self._bound.arguments.items()}
         call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
-        out = _own(_result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path]), memory)
-        self._spare.append(memory)
+        out = _own(_result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path]), read)
+        if not self._spare:
+            self._spare.append(memory)
         return out if index is None else np.asarray(out[index])
+
+    def _small(self, path: str) -> bool:
+        return math.prod(self.shapes[path].shape) < ALONE
 
     def _found(self, path: str, memory: dict[int, np.ndarray]) -> dict[int, dict[str, Any]]:
         """The trees of one leaf, by the identity of their source; large ones are read side by side, into memory that is
         there: new memory for each would cost as much time as to read it."""
-        if math.prod(self.shapes[path].shape) < ALONE:
+        if self._small(path):
             return {id(one): {path: one[path]} if path in _specs(one) else {} for one in self._sources}
 
         def get(one: Any) -> dict[str, Any]:
@@ -216,12 +223,12 @@ def _aligned(size: int) -> np.ndarray:
     return out[first : first + size]
 
 
-def _own(result: Any, memory: Mapping[int, np.ndarray]) -> Any:
-    """The result, outside of the memory that the next leaf is read into."""
-    if not memory:
+def _own(result: Any, read: list[np.ndarray]) -> Any:
+    """The result, outside of the memory of what was read, where the next leaf will be."""
+    if not read:
         return result
     array = np.asarray(result)  # waits for what JAX may still compute from it
-    return array.copy() if any(np.may_share_memory(array, held) for held in memory.values()) else array
+    return array.copy() if any(np.may_share_memory(array, one) for one in read) else array
 
 
 def _result(method: Any, path: str, found: Any, spec: jax.ShapeDtypeStruct) -> Any:

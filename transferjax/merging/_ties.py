@@ -25,7 +25,8 @@ def ties(base: Any, models: Sequence[Any], weights: Any = None, density: float =
     the base, times ``scale``. A leaf of fewer than ``1 / density`` elements keeps the base's values.
 
     Computed in float32 (float64 stays) and returned in the base's dtype; leaves of integers, truth values and PRNG
-    keys must be equal. Weights, scale and arrays may be traced by JAX; else numpy computes.
+    keys must be equal. Weights, scale and arrays may be traced by JAX; else numpy computes, and large leaves a program
+    that JAX compiles for the CPU (4 million elements or more; numbers below 1.2e-38 count as zero there).
 
     Args:
       base: the tree that the models were fine-tuned from.
@@ -91,7 +92,7 @@ def _elected(base: Any, models: Sequence[Any], masks: Sequence[Any], factors: An
 
 @jax.jit
 def _program(thresholds: Any, lasts: Any, factors: Any, factor: Any, base: Any, *models: Any) -> Any:
-    """A chunk of :func:`ties` in one pass, and the largest magnitudes in its arrays and in the result."""
+    """A chunk of :func:`ties` in one pass; the largest magnitudes in arrays and differences, and in the result."""
     places = jnp.arange(base.size, dtype=jnp.int32)
 
     def mask(delta: Any, threshold: Any, last: Any) -> Any:
@@ -99,4 +100,4 @@ def _program(thresholds: Any, lasts: Any, factors: Any, factor: Any, base: Any, 
 
     masks = [functools.partial(mask, threshold=one, last=last) for one, last in zip(thresholds, lasts)]
     out = _elected(base, models, masks, factors, factor)
-    return out, magnitude(base, *models), magnitude(out)
+    return out, magnitude(base, *models, *(model - base for model in models)), magnitude(out)
