@@ -138,30 +138,40 @@ def configured():
         jax.config.update(name, value)
 
 
+SETTINGS = [
+    ("jax_transfer_guard", "disallow"),
+    ("jax_enable_x64", True),
+    ("jax_numpy_dtype_promotion", "strict"),
+    ("jax_numpy_rank_promotion", "raise"),
+    ("jax_debug_nans", True),
+    ("jax_debug_infs", True),
+]
+
+
 @pytest.mark.parametrize("alone", [0, 1 << 60])
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("jax_transfer_guard", "disallow"),
-        ("jax_enable_x64", True),
-        ("jax_numpy_dtype_promotion", "strict"),
-        ("jax_numpy_rank_promotion", "raise"),
-        ("jax_debug_nans", True),
-        ("jax_debug_infs", True),
-    ],
-)
+@pytest.mark.parametrize(("name", "value"), SETTINGS)
 def test_how_jax_is_configured_does_not_matter(name, value, alone, compiled, configured, monkeypatch):
     monkeypatch.setattr(_leaf, "ALONE", alone)  # one thread, or all
     base, *models = trees(LEAVES["normal"])
     expected = ties(base, models)["w"].tobytes()
     configured(name, value)
     assert ties(base, models)["w"].tobytes() == expected and len(compiled) == 2 * (SIZE // STEP)
-    models[1]["w"][0, 3] = np.nan
-    with pytest.raises(DataError, match="'w' has NaN or infinity in model 1"):
-        ties(base, models)
-    models[1]["w"][0, 3] = 3e38
-    with pytest.raises(DataError, match="'w' merges to numbers beyond float32"):
-        ties(base, models, scale=9.0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [(np.nan, "has NaN or infinity in base"), (3e38, "merges to numbers beyond")]
+)
+@pytest.mark.parametrize(("name", "value"), SETTINGS)
+def test_nor_does_it_for_errors(name, value, bad, message, compiled, configured):
+    base, *models = trees(LEAVES["normal"])
+    base["w"][0, 3] = bad
+    for model in models:
+        model["w"][0, 3] = 2e38
+    configured(name, value)
+    jax.clear_caches()  # what was compiled before does not look at all settings
+    with pytest.raises(DataError, match=f"'w' {message}"):
+        ties(base, models, scale=-9.0)
+    assert compiled
 
 
 def test_without_jit_too(compiled):
@@ -192,9 +202,9 @@ def test_there_may_be_no_cpu(monkeypatch):
     assert _leaf._cpu.__wrapped__() is None
 
 
-@pytest.mark.parametrize("last", [-1, 700, 2**31 + 5, 2**40])
+@pytest.mark.parametrize("last", [-(2**40), -1, 700, 2**31 + 5, 2**40])
 def test_places_beyond_int32(last, compiled, monkeypatch):
-    """A leaf may have more than 2**31 elements: where the cut lies there, all equals before it are kept."""
+    """A leaf may have more than 2**31 elements, and the cut may lie as far behind a chunk, or before it."""
     monkeypatch.setattr(_ties, "largest", lambda *args: _largest.Cut(np.float32(1), last))
     base, model = {"w": np.zeros(SIZE, np.float32)}, {"w": np.ones(SIZE, np.float32)}
     np.testing.assert_array_equal(ties(base, [model])["w"], np.arange(SIZE) <= last)
