@@ -30,13 +30,16 @@ def largest(leaf: Leaf, number: int, count: int) -> Mask:
     Returns:
       ``(at, magnitudes) -> mask``, for the magnitudes of the chunk ``at``.
     """
+    alike = count in (0, leaf.size)
+    if leaf.traced and alike:
+        return lambda at, magnitudes: jnp.full(magnitudes.shape, bool(count))
     if leaf.traced:
         base, model = leaf.chunks(slice(0, leaf.size), 0, number)
         order = jnp.argsort(-jnp.abs(model - base), stable=True)
         mask = jnp.zeros(leaf.size, bool).at[order[:count]].set(True)
         return lambda at, magnitudes: mask
 
-    if count in (0, leaf.size):
+    if alike:
         return Cut(-math.inf if count else math.inf, -1)
 
     def magnitudes(at: Any) -> np.ndarray:
