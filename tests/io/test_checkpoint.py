@@ -137,6 +137,7 @@ def test_an_array_is_read_into_memory_that_is_there(format, tmp_path, tree):
     for path in checkpoint:
         expected = checkpoint[path]
         out = np.empty_like(expected)
+        out.reshape(-1).view(np.uint8)[:] = 0xA5  # what was there before is not what is expected
         assert checkpoint.read_into(path, out) is None
         assert out.tobytes() == expected.tobytes()
 
@@ -155,6 +156,7 @@ def test_foreign_files_too(file, kit):
     checkpoint = open(kit.fixtures / file)
     for path in checkpoint:
         out = np.empty(checkpoint.shapes[path].shape, checkpoint.shapes[path].dtype)
+        out.reshape(-1).view(np.uint8)[:] = 0xA5
         checkpoint.read_into(path, out)
         assert out.tobytes() == checkpoint[path].tobytes()
 

@@ -250,7 +250,7 @@ def test_several_threads_read_at_once(large):
         np.testing.assert_array_equal(array, expected[path])
 
 
-def test_after_an_error_all_is_as_before(large, tmp_path):
+def test_after_an_error_all_is_as_before(large):
     opened, trees = large
     failing = [True]
 
