@@ -30,17 +30,14 @@ def largest(leaf: Leaf, number: int, count: int) -> Mask:
     Returns:
       ``(at, magnitudes) -> mask``, for the magnitudes of the chunk ``at``.
     """
-    alike = count in (0, leaf.size)
-    if leaf.traced and alike:
-        return lambda at, magnitudes: jnp.full(magnitudes.shape, bool(count))
+    if count in (0, leaf.size):
+        all_or_none = Cut(-math.inf if count else math.inf, -1)
+        return all_or_none if not leaf.traced else lambda at, magnitudes: jnp.full(magnitudes.shape, bool(count))
     if leaf.traced:
         base, model = leaf.chunks(slice(0, leaf.size), 0, number)
         order = jnp.argsort(-jnp.abs(model - base), stable=True)
         mask = jnp.zeros(leaf.size, bool).at[order[:count]].set(True)
         return lambda at, magnitudes: mask
-
-    if alike:
-        return Cut(-math.inf if count else math.inf, -1)
 
     def magnitudes(at: Any) -> np.ndarray:
         base, model = leaf.chunks(at, 0, number)
@@ -61,6 +58,16 @@ class Cut(NamedTuple):
         if after < len(mask):
             mask[after:] = magnitudes[after:] > self.threshold
         return mask
+
+    def within(self, at: slice) -> Cut:
+        """The same for the chunk ``at`` alone, whose places fit int32 where those of the leaf may not."""
+        return Cut(self.threshold, min(max(self.last - at.start, -1), at.stop - at.start))
+
+
+def is_kept(magnitudes: Any, threshold: Any, last: Any) -> Any:
+    """The mask of a :class:`Cut` in a compiled formula."""
+    places = jnp.arange(magnitudes.size, dtype=jnp.int32)
+    return (magnitudes > threshold) | ((magnitudes == threshold) & (places <= last))
 
 
 def _cut(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int) -> Cut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transferjax.merging._checks import as_fraction, as_number, as_weights
-from transferjax.merging._largest import largest
+from transferjax.merging._largest import is_kept, largest
 from transferjax.merging._leaf import Leaf, magnitude
 from transferjax.merging._trees import merged, numbered
 
@@ -62,9 +61,8 @@ def ties(base: Any, models: Sequence[Any], weights: Any = None, density: float =
             return _elected(base, models, masks, factors, factor)
 
         def program(at: slice, *chunks: Any) -> Any:
-            places = [min(max(cut.last - at.start, -1), at.stop - at.start) for cut in cuts]
-            thresholds = leaf.scalars([cut.threshold for cut in cuts])
-            return _program(thresholds, np.asarray(places, np.int32), factors, factor, *chunks)
+            thresholds, lasts = zip(*(cut.within(at) for cut in cuts))
+            return _program(leaf.scalars(thresholds), np.asarray(lasts, np.int32), factors, factor, *chunks)
 
         return leaf.map(formula, program=program)
 
@@ -93,11 +91,6 @@ def _elected(base: Any, models: Sequence[Any], masks: Sequence[Any], factors: An
 @jax.jit
 def _program(thresholds: Any, lasts: Any, factors: Any, factor: Any, base: Any, *models: Any) -> Any:
     """A chunk of :func:`ties` in one pass; the largest magnitudes in arrays and differences, and in the result."""
-    places = jnp.arange(base.size, dtype=jnp.int32)
-
-    def mask(delta: Any, threshold: Any, last: Any) -> Any:
-        return (jnp.abs(delta) > threshold) | ((jnp.abs(delta) == threshold) & (places <= last))
-
-    masks = [functools.partial(mask, threshold=one, last=last) for one, last in zip(thresholds, lasts)]
+    masks = [lambda delta, at=at: is_kept(jnp.abs(delta), *at) for at in zip(thresholds, lasts)]
     out = _elected(base, models, masks, factors, factor)
     return out, magnitude(base, *models, *(model - base for model in models)), magnitude(out)
