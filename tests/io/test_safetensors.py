@@ -1,6 +1,9 @@
 """Safetensors: against the reference package, every dtype, and every way a header can lie."""
 
+import builtins
+import errno
 import json
+import os
 import struct
 
 import ml_dtypes
@@ -10,7 +13,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from transferjax._errors import CheckpointError
-from transferjax.io import open, save
+from transferjax.io import _safetensors, open, save
 from transferjax.io._safetensors import DTYPES, NAMES, parse_json
 
 NUMPY = [d for d in DTYPES.values() if d.kind in "biufc" and not hasattr(ml_dtypes, d.name)]
@@ -170,3 +173,29 @@ def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
     text = json.dumps(GOOD).encode().ljust(0x280)
     assert open(_file(tmp_path, text))["w"].tolist() == [0, 0]
     assert (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02"
+
+
+def test_what_is_written_goes_to_the_disk_on_the_way(tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(_safetensors, "_LOOSE", 1000)
+    monkeypatch.setattr(_safetensors.os, "fsync", lambda number: held.append(os.fstat(number).st_size))
+    arrays = {name: np.full(100, 1, np.float32) for name in "abcdefg"}
+    with builtins.open(tmp_path / "w", "wb") as file:
+        _safetensors.write_safetensors(file, {n: lambda n=n: arrays[n] for n in arrays}, arrays, dict)
+    start = os.path.getsize(tmp_path / "w") - 7 * 400
+    assert held == [start + 3 * 400, start + 6 * 400], "once a thousand bytes are there, and no more often"
+    assert sorted(load_file(tmp_path / "w")) == sorted(arrays)
+
+
+def test_a_disk_that_refuses_on_the_way_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    def refuses(number):
+        if os.fstat(number).st_size < 3 * 4000:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(_safetensors, "_LOOSE", 1000)
+    monkeypatch.setattr(_safetensors.os, "fsync", refuses)
+    with pytest.raises(
+        CheckpointError, match=r"cannot write '.*w.safetensors': Input/output error. What was there before"
+    ):
+        save(tmp_path / "w.safetensors", {name: np.ones(1000, np.float32) for name in "abc"})
+    assert os.listdir(tmp_path) == []

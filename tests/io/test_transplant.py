@@ -1,6 +1,7 @@
 """transplant: a checkpoint through a plan into another, leaf by leaf."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -96,6 +97,46 @@ def test_the_same_leaves_have_the_fingerprint_that_save_gives_them(tmp_path, sou
     for format in FORMATS:
         found = transplant(source, made, tmp_path / format, init=INIT, format=format)
         assert found.metadata["fingerprint"] == saved
+
+
+class Foresighted(dict):
+    """A checkpoint that notes what it is asked for, and what it was told would come after that."""
+
+    def __init__(self, arrays):
+        super().__init__(arrays)
+        self.shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+        self.asked, self.told = [], []
+
+    def sliceable(self, name):
+        return False
+
+    def fingerprint(self):
+        return "0" * 64
+
+    def read(self, name, index=None):
+        self.asked.append(name)
+        return self[name] if index is None else self[name][index]
+
+    def ahead(self, name):
+        self.told.append((len(self.asked), name))
+
+
+@pytest.mark.parametrize("format, shard_bytes", [*((format, None) for format in FORMATS), (None, 3000)])
+def test_what_comes_next_is_told(tmp_path, format, shard_bytes):
+    names = ["b/x", "z", "b/a", "a10", "fresh", "a2"]
+    made_of = {name: f"from/{7 * number % 11}" for number, name in enumerate(names)}
+    dtypes = {name: np.float16 if name in ("z", "a2") else np.float32 for name in names}
+    read = [name for name in names if name != "fresh"]
+    arrays = {made_of[name]: np.full((300,), number, dtypes[name]) for number, name in enumerate(read)}
+    source = Foresighted(arrays)
+    target = {name: jax.ShapeDtypeStruct((300,), dtypes[name]) for name in names}
+    rules = [rename(re.escape(made_of[name]), name) for name in read]
+    init = lambda name: np.zeros(300, np.float32)
+    transplant(source, plan(source.shapes, target, *rules, fresh("fresh")), tmp_path / "w", init=init, format=format,
+               shard_bytes=shard_bytes)  # fmt: skip
+    assert sorted(source.asked) == sorted(arrays)
+    assert source.asked[1:] == [name for _, name in source.told], "in the order in which they are read"
+    assert all(number in (place, place + 1) for place, (number, _) in enumerate(source.told)), "one read before"
 
 
 def test_a_folder_of_safetensors(tmp_path, source, made):

@@ -1,7 +1,10 @@
 """leafwise: opened checkpoints, merged leaf by leaf and written so."""
 
+import collections
 import concurrent.futures
 import functools
+import threading
+import time
 import tracemalloc
 
 import jax
@@ -250,6 +253,128 @@ def test_several_threads_read_at_once(large):
         np.testing.assert_array_equal(array, expected[path])
 
 
+def watched(source, monkeypatch, act=lambda path: None):
+    """What leaves are read of a source, and the places where they are put; ``act`` is called before each."""
+    found, held, read_into = [], [], type(source).read_into
+
+    def read(self, path, out):
+        act(path)
+        found.append((self, path, out.ctypes.data))
+        held.append(out)  # so that nothing else comes to lie there
+        read_into(self, path, out)
+
+    monkeypatch.setattr(type(source), "read_into", read)
+    return found
+
+
+def test_the_next_leaf_is_read_ahead_into_memory_of_its_own(large, monkeypatch):
+    opened, trees = large
+    found = watched(opened[0], monkeypatch)
+    merge, order = leafwise(soup, opened), ["d", "a", "b", "c", "d", "a"]
+    for path, after in zip(order, [*order[1:], None]):
+        if after is not None:
+            merge.ahead(after)
+            merge.ahead(after)  # once more says nothing new
+        np.testing.assert_array_equal(merge[path], soup(trees)[path])
+    assert sorted(path for one, path, _ in found if one is opened[0]) == sorted(order)
+    assert len({place for *_, place in found[:4]}) == 4 and len(merge._spare) == 1 and not merge._ahead
+
+
+def test_a_leaf_is_read_while_another_is_merged(large, monkeypatch):
+    opened, trees = large
+    merging = threading.Event()
+
+    def waits(path):
+        assert path == "a" or merging.wait(60)
+
+    def method(models):
+        merging.set()
+        return soup(models)
+
+    watched(opened[0], monkeypatch, waits)
+
+    merge = leafwise(method, opened)
+    merge.ahead("b")
+    for path in ("a", "b"):
+        np.testing.assert_array_equal(merge[path], soup(trees)[path])
+
+
+def test_at_most_two_leaves_wait(large, monkeypatch):
+    opened, trees = large
+    found = watched(opened[0], monkeypatch)
+    merge = leafwise(soup, opened)
+    for path in "abc":
+        merge.ahead(path)
+    assert [one.path for one in merge._ahead] == ["b", "c"]
+    for path in "abc":
+        np.testing.assert_array_equal(merge[path], soup(trees)[path])
+    for _ in range(600):  # the one that was given up may still be on its way
+        if len(found) == 8:
+            break
+        time.sleep(0.1)
+    assert sorted(path for _, path, _ in found) == sorted("aabc" * 2)
+
+
+def test_what_another_thread_has_taken_is_read_again(large, monkeypatch):
+    class Taken(collections.deque):
+        def remove(self, one):
+            raise ValueError("it was here a moment ago")
+
+    opened, trees = large
+    found = watched(opened[0], monkeypatch)
+    merge = leafwise(soup, opened)
+    merge._ahead = Taken([], 2)
+    merge.ahead("a")
+    np.testing.assert_array_equal(merge["a"], soup(trees)["a"])
+    merge._ahead[0].result()
+    assert len(found) == 4 and len({place for *_, place in found}) == 4, "into other memory"
+
+
+def test_what_is_read_ahead_may_fail_when_it_is_asked_for(large, monkeypatch):
+    opened, trees = large
+    failing = ["a"]
+
+    def fails(path):
+        if path in failing:
+            raise CheckpointError("no such luck")
+
+    watched(opened[0], monkeypatch, fails)
+    merge = leafwise(soup, opened)
+    merge.ahead("a")
+    np.testing.assert_array_equal(merge["b"], soup(trees)["b"])
+    with pytest.raises(CheckpointError, match="no such luck"):
+        merge["a"]
+    failing.clear()
+    np.testing.assert_array_equal(merge["a"], soup(trees)["a"])
+
+
+def test_a_small_leaf_is_not_read_ahead(large, monkeypatch):
+    opened, _ = large
+    monkeypatch.setattr(tj.merging._leafwise, "ALONE", 8)
+    found = watched(opened[0], monkeypatch)
+    merge = leafwise(soup, opened)
+    for path in "ca":
+        merge.ahead(path)
+    assert [one.path for one in merge._ahead] == ["a"]
+    for path in "caca":
+        merge[path]
+    assert len(found) == 4 and len({place for *_, place in found}) == 2, "the memory is there after a small leaf too"
+
+
+def test_several_threads_read_ahead(large):
+    opened, trees = large
+    merge, expected = leafwise(soup, opened), soup(trees)
+
+    def read(path):
+        merge.ahead(path)
+        return path, merge[path]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read, [*merge] * 50))
+    for path, array in found:
+        np.testing.assert_array_equal(array, expected[path])
+
+
 def test_after_an_error_all_is_as_before(large):
     opened, trees = large
     failing = [True]
@@ -311,6 +436,8 @@ def test_what_is_given_for_no_leaf_is_told_at_once(opened):
 def test_a_path_that_is_not_there(opened):
     with pytest.raises(CheckpointError, match=r"the merge has no array 'stem/kernle'. Nearest: stem/kernel"):
         leafwise(soup, opened)["stem/kernle"]
+    with pytest.raises(CheckpointError, match=r"the merge has no array 'stem/kernle'. Nearest: stem/kernel"):
+        leafwise(soup, opened).ahead("stem/kernle")
 
 
 def test_what_cannot_be_merged_is_told_when_it_is_read(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,8 @@ from transferjax.io._reader import Reader, Strided, is_count, strided
 
 KEY = "transferjax"
 _LONGEST_HEADER = 100_000_000
+_LOOSE = 1 << 26
+"""Bytes that are written before they are sent to the disk: 64 MiB."""
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
     for name, kind in {
@@ -123,7 +126,8 @@ def write_safetensors(
 ) -> None:
     """Writes one array after another, largest elements first, so that each starts at a multiple of its element size.
 
-    Two arrays are in memory at a time: the one that is written, and the next.
+    Two arrays are in memory at a time: the one that is written, and the next. What is written goes to the disk on the
+    way: a ``sync`` at the end would have to wait for all of it.
 
     Args:
       file: open for writing.
@@ -132,16 +136,26 @@ def write_safetensors(
       facts: gives text by name for ``__metadata__``; asked before and after the arrays are written, so that it may
         hold their digests: only its length must be the same.
     """
-    order = sorted(shapes, key=lambda name: (-shapes[name].dtype.itemsize, name))
+    order, loose = in_order(shapes), 0
     first = _layout(order, shapes, facts())
     file.write(first)
+
+    def write(data: memoryview) -> None:
+        nonlocal loose
+        file.write(data)
+        loose += len(data)
+        if loose >= _LOOSE:
+            file.flush()
+            os.fsync(file.fileno())
+            loose = 0
+
     with ThreadPoolExecutor(1) as pool:  # one array is written while the next is made
-        waiting: Future[int] | None = None
+        waiting: Future[None] | None = None
         for name in order:
             array = arrays[name]()
             if waiting is not None:
                 waiting.result()
-            waiting = pool.submit(file.write, raw(array))
+            waiting = pool.submit(write, raw(array))
             del array
         if waiting is not None:
             waiting.result()
@@ -149,6 +163,11 @@ def write_safetensors(
     if last != first:
         file.seek(0)
         file.write(last)
+
+
+def in_order(shapes: Mapping[str, Any]) -> list[str]:
+    """The names of arrays as they are written."""
+    return sorted(shapes, key=lambda name: (-shapes[name].dtype.itemsize, name))
 
 
 def _layout(order: list[str], shapes: Mapping[str, Any], facts: dict[str, str]) -> bytes:

@@ -19,7 +19,7 @@ from transferjax.io._beside import beside, sync
 from transferjax.io._host import kind_of, to_host
 from transferjax.io._manifest import Manifest, encode, leaf_facts
 from transferjax.io._replace import absolute, check_replaceable
-from transferjax.io._shards import write_shards
+from transferjax.io._shards import shards, write_shards
 from transferjax.surgery import leaves
 from transferjax.tree import paths
 
@@ -134,6 +134,13 @@ def _sharded(where: str, format: str | None, shard_bytes: int) -> str:
     if not is_whole(shard_bytes):
         raise CheckpointError(f"shard_bytes is {shard_bytes!r}. Expected a whole number of bytes, such as 5 * 10**9.")
     return "safetensors"
+
+
+def in_order(format: str, shapes: Mapping[str, Any], shard_bytes: int | None) -> list[str]:
+    """The names of leaves as they are written."""
+    if shard_bytes is not None:
+        return [n for part in shards(shapes, shard_bytes) for n in _safetensors.in_order({n: shapes[n] for n in part})]
+    return _safetensors.in_order(shapes) if format == "safetensors" else list(shapes)
 
 
 def _texts(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections import deque
@@ -53,7 +54,7 @@ def transplant(
 
     Args:
       checkpoint: from :func:`transferjax.io.open`, or a path, which is opened; any object with ``read`` and
-        ``fingerprint``.
+        ``fingerprint``. One that has ``ahead`` is told which leaf it will be asked for after this one.
       plan: from ``transferjax.surgery.plan(checkpoint.shapes, target, ...)``; the target may be abstract.
       path: the file, or for Orbax the directory; ``~`` is expanded, and missing parents are made.
       init: the values of fresh leaves: a function ``path -> array``, a tree or a ``Model``.
@@ -150,6 +151,12 @@ def _array(job: _Job, move: Move) -> np.ndarray:
     return value if type(value) is np.ndarray and value.dtype.isnative else to_host(move.target, value)
 
 
+def _ahead(job: _Job, move: Move | None) -> None:
+    """Lets the checkpoint begin to read what comes after the next leaf, if it can."""
+    if move is not None and move.sources and hasattr(job.checkpoint, "ahead"):
+        job.checkpoint.ahead(move.sources[0])
+
+
 def _blocks(job: _Job, move: Move) -> Iterator[tuple[Any, Any, np.ndarray]]:
     """A leaf in pieces that nothing else refers to; a copy never has the whole leaf in memory."""
     shape = job.shapes[move.target]
@@ -171,7 +178,12 @@ def _write_file(job: _Job, metadata: dict[str, Any], overwrite: bool, shard_byte
         count = block_count(shape.shape, block_shape(shape.shape, shape.dtype.itemsize, BLOCK))
         entries[name] = facts_of(shape, ["0" * 64] * count, job.kinds[name])  # as long as it will be
 
+    order = _save.in_order(job.format, job.shapes, shard_bytes)
+    moves = {move.target: move for move in job.plan.moves}
+    after = {name: moves[then] for name, then in itertools.pairwise(order)}
+
     def array(move: Move) -> np.ndarray:
+        _ahead(job, after.get(move.target))
         found = _array(job, move)
         out = found if found.flags.c_contiguous else copied(found)
         entries[move.target] = _facts(out, job.kinds[move.target])
@@ -224,7 +236,8 @@ def _write_mine(job: _Job, moves: list[Move], folder: str, orbax: Any) -> dict[s
     with ThreadPoolExecutor(1) as pool:
 
         def stream() -> Iterator[Any]:
-            for move in moves:
+            for move, after in zip(moves, [*moves[1:], None]):
+                _ahead(job, after)
                 for low, high, array in _blocks(job, move):
                     waiting.append(pool.submit(digest, array))
                     digests[move.target].append(waiting[-1])

@@ -15,7 +15,7 @@ from transferjax.merging._leaf import Leaf, is_traced
 from transferjax.merging._trees import merged, numbered
 from transferjax.merging._vectors import added
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Entries that have random bits of their own; chunks begin at multiples of it."""
 RESCALES = ("density", "l1", None)
 LEAST = 1e-7

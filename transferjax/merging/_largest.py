@@ -77,18 +77,16 @@ def _cut(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int) -> Cut
     """
     low, high = _bracket(leaf.size, magnitudes, count)
 
-    def between(at: slice) -> tuple[int, np.ndarray, np.ndarray]:
+    def between(at: slice) -> tuple[int, np.ndarray]:
         found = magnitudes(at)
         below = found < high
         above = len(found) - int(np.count_nonzero(below))
-        places = np.flatnonzero(np.logical_and(below, found > low, out=below))
-        return above, found[places], places + at.start
+        return above, found[np.logical_and(below, found > low, out=below)]
 
-    parts = leaf.each(between)
-    above = sum(part[0] for part in parts)
-    values, places = (np.concatenate([part[n] for part in parts]) for n in (1, 2))
-    if 0 < count - above <= len(values):
-        return _split(values, places, count - above)
+    found = leaf.each(between)
+    above, values = sum(part[0] for part in found), [part[1] for part in found]
+    if 0 < count - above <= sum(map(len, values)):
+        return _split(leaf, magnitudes, values, count - above)
     return _at_an_edge(leaf, magnitudes, count, (high, low))
 
 
@@ -104,11 +102,21 @@ def _bracket(size: int, magnitudes: Callable[[Any], np.ndarray], count: int) -> 
     return sample[first] if first >= 0 else -np.inf, sample[last] if last < len(sample) else np.inf
 
 
-def _split(values: np.ndarray, places: np.ndarray, count: int) -> Cut:
-    """The cut after the ``count`` largest of these values; ``places`` ascend."""
+def _split(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], parts: list[np.ndarray], count: int) -> Cut:
+    """The cut after the ``count`` largest of some values; ``parts`` are those of each chunk."""
+    values = np.concatenate(parts)
     threshold = np.partition(values, len(values) - count)[len(values) - count]
-    equal = places[values == threshold]
-    return Cut(threshold, int(equal[count - np.count_nonzero(values > threshold) - 1]))
+    equal = np.cumsum([np.count_nonzero(part == threshold) for part in parts])
+    left = count - int(np.count_nonzero(values > threshold))
+    return Cut(threshold, _place(leaf, magnitudes, threshold, equal, left))
+
+
+def _place(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], value: Any, equal: np.ndarray, number: int) -> int:
+    """Where the ``number``-th element of this value stands; ``equal`` counts them up to the end of each chunk."""
+    chunk = int(np.searchsorted(equal, number))
+    before = int(equal[chunk - 1]) if chunk else 0
+    at = leaf.spans()[chunk]
+    return at.start + int(np.flatnonzero(magnitudes(at) == value)[number - before - 1])
 
 
 def _at_an_edge(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int, edges: tuple[Any, Any]) -> Cut:
@@ -118,10 +126,7 @@ def _at_an_edge(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int,
         counts = np.array(leaf.each(count_of))
         above, equal = int(counts[:, 0].sum()), np.cumsum(counts[:, 1])
         if above < count <= above + equal[-1]:
-            chunk = int(np.searchsorted(equal, count - above))
-            before = int(equal[chunk - 1]) if chunk else 0
-            at = leaf.spans()[chunk]
-            return Cut(edge, at.start + int(np.flatnonzero(magnitudes(at) == edge)[count - above - before - 1]))
+            return Cut(edge, _place(leaf, magnitudes, edge, equal, count - above))
     return _sorted(leaf, magnitudes, count)
 
 
@@ -129,4 +134,4 @@ def _sorted(leaf: Leaf, magnitudes: Callable[[Any], np.ndarray], count: int) -> 
     with np.errstate(all="ignore"):
         found = magnitudes(slice(0, leaf.size))
     found[np.isnan(found)] = np.inf  # told by an error when the leaf is made
-    return _split(found, np.arange(leaf.size), count)
+    return _split(leaf, magnitudes, [found[at] for at in leaf.spans()], count)

@@ -6,9 +6,8 @@ import hashlib
 import inspect
 import json
 import math
-import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,17 +17,18 @@ from transferjax._errors import CheckpointError, DataError, describe, listing, n
 from transferjax.merging._average import greedy_soup
 from transferjax.merging._leaf import ALONE
 from transferjax.merging._permutations import apply_permutations
+from transferjax.merging._reading import Memory, Reading, specs
 from transferjax.merging._rebasin import match_activations, rebasin
 from transferjax.merging._search import search
 from transferjax.merging._trees import check_alike
 
 
 def leafwise(method: Callable[..., Any], *arguments: Any, **options: Any) -> Merged:
-    """Merges opened checkpoints without holding more than one leaf of each.
+    """Merges opened checkpoints without holding more than one leaf of each, and a second one while it is read.
 
     The method is called at each access, with trees that have this one leaf; so the result is what it makes of whole
     trees, bit for bit. ``transferjax.io.transplant`` writes it, leaf by leaf, and neither sources nor result are ever
-    in memory as a whole.
+    in memory as a whole; of every checkpoint the next leaf is read while this one is merged.
 
     Args:
       method: a function of this package that works leaf by leaf (not ``greedy_soup`` or ``rebasin``), or one of your
@@ -74,20 +74,16 @@ def _group(argument: Any) -> list[Any]:
     return list(several) if several and all(isinstance(one, Mapping) for one in several) else []
 
 
-def _specs(mapping: Any) -> Mapping[str, Any]:
-    return getattr(mapping, "shapes", mapping)
-
-
 def _check(groups: Mapping[str, list[Any]], single: Mapping[str, Any]) -> None:
     """Models and their base must be alike; what else is given has no further names."""
-    alike = {name: _specs(one) for name, one in single.items()}
+    alike = {name: specs(one) for name, one in single.items()}
     lists = [group for name, group in groups.items() if name not in single]
     for group in lists[:1]:
-        alike.update({f"model {number}": _specs(one) for number, one in enumerate(group)})
+        alike.update({f"model {number}": specs(one) for number, one in enumerate(group)})
     check_alike(alike)
     first = next(iter(alike))
     for group in lists[1:]:
-        for path in (path for one in group for path in _specs(one)):
+        for path in (path for one in group for path in specs(one)):
             if path not in alike[first]:
                 hint = nearest_hint(path, alike[first])
                 raise DataError(f"'{path}' is no leaf of {first}, and something was given for it.{hint}")
@@ -97,7 +93,8 @@ class Merged(Mapping[str, np.ndarray]):
     """A merge of checkpoints that is computed when it is read; made by :func:`leafwise`.
 
     Each access reads one leaf of every checkpoint and merges them. No array is kept, but the memory that large leaves
-    were read into is, for the next ones: that of the largest leaf of every checkpoint.
+    were read into is, for the next ones: that of the largest leaf of every checkpoint, and twice as much while one is
+    read ahead.
 
     Attributes:
       format: ``"merged"``.
@@ -117,11 +114,12 @@ class Merged(Mapping[str, np.ndarray]):
     def __init__(self, method: Callable[..., Any], bound: inspect.BoundArguments):
         self._method, self._bound = method, bound
         self._sources = list({id(one): one for value in bound.arguments.values() for one in _group(value)}.values())
-        self._spare: list[dict[int, np.ndarray]] = []
+        self._spare: list[Memory] = []
+        self._ahead: deque[Reading] = deque(maxlen=2)  # what is read next, and what comes after it
         first = self._sources[0]
         self.kinds: Mapping[str, str] = getattr(first, "kinds", {})
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {
-            path: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype) for path, spec in _specs(first).items()
+            path: jax.ShapeDtypeStruct(tuple(spec.shape), spec.dtype) for path, spec in specs(first).items()
         }
         others = {name: str(value) for name, value in bound.arguments.items() if not _group(value)}
         self.metadata: Mapping[str, Any] = {"method": _name(method), **others}
@@ -136,14 +134,14 @@ class Merged(Mapping[str, np.ndarray]):
           CheckpointError: there is no such path, or a source is damaged.
           DataError: the leaf cannot be merged, or the method returns no such leaf.
         """
-        if path not in self.shapes:
-            raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
-        try:  # a thread that reads at the same time takes memory of its own
-            memory = self._spare.pop()
-        except IndexError:
-            memory = {}
-        found = self._found(path, memory)
-        read = [] if self._small(path) else [tree[path] for key, tree in found.items() if key in memory and tree]
+        self._check(path)
+        if self._small(path):
+            found = {id(one): {path: one[path]} if path in specs(one) else {} for one in self._sources}
+            memory, read = {}, []
+        else:
+            reading = self._begun(path)
+            found, memory = reading.result(), reading.memory
+            read = [tree[path] for key, tree in found.items() if key in memory and tree]
 
         def swapped(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -153,34 +151,57 @@ class Merged(Mapping[str, np.ndarray]):
         bound = {name: swapped(value) for name, value in self._bound.arguments.items()}
         call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
         out = _own(_result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path]), read)
-        if not self._spare:
+        if memory and not self._spare:
             self._spare.append(memory)
         return out if index is None else np.asarray(out[index])
+
+    def ahead(self, path: str) -> None:
+        """Begins to read a leaf of every checkpoint in the background, for a ``read`` to come.
+
+        ``transferjax.io.transplant`` says so which leaf comes next. At most two leaves wait; a third one takes the
+        place of the first. A small leaf is read when it is asked for.
+
+        Args:
+          path: of the leaf. What is wrong with it in a source is told by ``read``.
+
+        Raises:
+          CheckpointError: there is no such path.
+
+        >>> import numpy as np
+        >>> from transferjax.merging import soup
+        >>> merge = leafwise(soup, [{"bias": np.zeros(2)}, {"bias": np.ones(2)}])
+        >>> merge.ahead("bias")
+        >>> merge.read("bias")
+        array([0.5, 0.5])
+        """
+        self._check(path)
+        if not self._small(path) and all(one.path != path for one in tuple(self._ahead)):
+            self._ahead.append(Reading(path, self._sources, self._memory()))
+
+    def _check(self, path: str) -> None:
+        if path not in self.shapes:
+            raise CheckpointError(f"the merge has no array '{path}'.{nearest_hint(str(path), self.shapes)}")
 
     def _small(self, path: str) -> bool:
         return math.prod(self.shapes[path].shape) < ALONE
 
-    def _found(self, path: str, memory: dict[int, np.ndarray]) -> dict[int, dict[str, Any]]:
-        """The trees of one leaf, by the identity of their source; large ones are read side by side, into memory that is
-        there: new memory for each would cost as much time as to read it."""
-        if self._small(path):
-            return {id(one): {path: one[path]} if path in _specs(one) else {} for one in self._sources}
+    def _begun(self, path: str) -> Reading:
+        """The reading of a leaf: one that was asked for, or a new one."""
+        for one in tuple(self._ahead):
+            if one.path == path:
+                try:
+                    self._ahead.remove(one)
+                except ValueError:  # another thread has taken it
+                    continue
+                return one
+        return Reading(path, self._sources, self._memory())
 
-        def get(one: Any) -> dict[str, Any]:
-            if path not in _specs(one):
-                return {}
-            if not hasattr(one, "read_into"):
-                return {path: one[path]}
-            spec = one.shapes[path]
-            size = math.prod(spec.shape) * spec.dtype.itemsize
-            if id(one) not in memory or memory[id(one)].size < size:
-                memory[id(one)] = _aligned(size)
-            out = memory[id(one)][:size].view(spec.dtype).reshape(spec.shape)
-            one.read_into(path, out)
-            return {path: out}
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return dict(zip(map(id, self._sources), pool.map(get, self._sources)))
+    def _memory(self) -> Memory:
+        """Memory to read into, used before if there is some: a thread that reads at the same time takes its own."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return {}
 
     def sliceable(self, path: str) -> bool:
         """Whether a part of a leaf costs less than the leaf: never."""
@@ -214,13 +235,6 @@ class Merged(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"Merged({self.metadata['method']}, {len(self._sources)} checkpoints, {len(self)} arrays)"
-
-
-def _aligned(size: int) -> np.ndarray:
-    """Bytes from a multiple of 64 on: those a compiled program takes as they are, and copies others."""
-    out = np.empty(size + 63, np.uint8)
-    first = -out.ctypes.data % 64
-    return out[first : first + size]
 
 
 def _own(result: Any, read: list[np.ndarray]) -> Any:
