@@ -20,6 +20,7 @@ def digits():
     return tj.data.arrays(images[:500], labels[:500]), tj.data.arrays(images[500:1300], labels[500:1300])
 
 
+@pytest.mark.slow
 def test_75_steps_on_500_digits_do_not_end_with_stale_statistics(digits):
     train, test = digits
     model, _ = tj.models.load("efficientnet_lite0", num_classes=10, key=jax.random.key(0))

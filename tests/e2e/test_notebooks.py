@@ -7,12 +7,17 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 OPTIMISED = {"04_features_and_advice", "05_knowledge"}
-"""These compute more than they compile, and are compiled as users have them, not as conftest.py asks for."""
+"""These compute more than they compile, and are compiled as users have them, not as conftest.py asks for. They take
+minutes, and run with the long cases."""
+PATHS = sorted(FOLDER.glob("*.ipynb"))
 
 
 # The kernel's own messaging library warns about its transport; that is not about the notebook.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in OPTIMISED else [], id=path.stem) for path in PATHS],
+)
 def test_notebook_runs(path, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(path, as_version=4)
