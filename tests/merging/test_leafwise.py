@@ -277,7 +277,24 @@ def test_the_next_leaf_is_read_ahead_into_memory_of_its_own(large, monkeypatch):
             merge.ahead(after)  # once more says nothing new
         np.testing.assert_array_equal(merge[path], soup(trees)[path])
     assert sorted(path for one, path, _ in found if one is opened[0]) == sorted(order)
-    assert len({place for *_, place in found[:4]}) == 4 and len(merge._spare) == 1 and not merge._ahead
+    assert len({place for *_, place in found}) == 4 and len(merge._spare) == 1 and not merge._ahead
+
+
+def test_results_that_nothing_refers_to_leave_their_memory_to_the_next(large):
+    opened, trees = large
+    merge, expected = leafwise(soup, opened), soup(trees)
+    places = [merge["d"].ctypes.data for _ in range(5)]
+    assert len(set(places)) == 1, "each is gone before the next is made"
+    kept = [merge["d"], merge["d"][7:9], merge["a"].T, merge["b"].view(np.uint8), merge["d"]]
+    for _ in range(3):
+        for path in merge:
+            np.testing.assert_array_equal(merge[path], expected[path])
+    wanted = [expected["d"], expected["d"][7:9], expected["a"].T, expected["b"].view(np.uint8), expected["d"]]
+    for one, other in zip(kept, wanted):
+        np.testing.assert_array_equal(one, other)
+        assert one.flags.writeable
+    del kept, one
+    assert len(merge._results._spare) == 2, "of the memory of six"
 
 
 def test_a_leaf_is_read_while_another_is_merged(large, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -15,9 +16,9 @@ import numpy as np
 
 from transferjax._errors import CheckpointError, DataError, describe, listing, nearest_hint
 from transferjax.merging._average import greedy_soup
-from transferjax.merging._leaf import ALONE
+from transferjax.merging._leaf import ALONE, results_from
 from transferjax.merging._permutations import apply_permutations
-from transferjax.merging._reading import Memory, Reading, specs
+from transferjax.merging._reading import Memory, Pool, Reading, specs
 from transferjax.merging._rebasin import match_activations, rebasin
 from transferjax.merging._search import search
 from transferjax.merging._trees import check_alike
@@ -94,7 +95,7 @@ class Merged(Mapping[str, np.ndarray]):
 
     Each access reads one leaf of every checkpoint and merges them. No array is kept, but the memory that large leaves
     were read into is, for the next ones: that of the largest leaf of every checkpoint, and twice as much while one is
-    read ahead.
+    read ahead; and that of up to two results which nothing refers to any more.
 
     Attributes:
       format: ``"merged"``.
@@ -115,6 +116,7 @@ class Merged(Mapping[str, np.ndarray]):
         self._method, self._bound = method, bound
         self._sources = list({id(one): one for value in bound.arguments.values() for one in _group(value)}.values())
         self._spare: list[Memory] = []
+        self._results = Pool()
         self._ahead: deque[Reading] = deque(maxlen=2)  # what is read next, and what comes after it
         first = self._sources[0]
         self.kinds: Mapping[str, str] = getattr(first, "kinds", {})
@@ -150,7 +152,9 @@ class Merged(Mapping[str, np.ndarray]):
 
         bound = {name: swapped(value) for name, value in self._bound.arguments.items()}
         call = inspect.BoundArguments(self._bound.signature, bound)  # type: ignore[arg-type]
-        out = _own(_result(self._method, path, self._method(*call.args, **call.kwargs), self.shapes[path]), read)
+        with contextlib.nullcontext() if self._small(path) else results_from(self._results):
+            made = self._method(*call.args, **call.kwargs)
+        out = _own(_result(self._method, path, made, self.shapes[path]), read)
         if memory and not self._spare:
             self._spare.append(memory)
         return out if index is None else np.asarray(out[index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -48,6 +49,36 @@ class Reading:
         out = self.memory[id(one)][:size].view(spec.dtype).reshape(spec.shape)
         one.read_into(self.path, out)
         return {self.path: out}
+
+
+class Pool:
+    """Memory for arrays, used again when nothing refers to an array any more; at most two pieces wait for that."""
+
+    def __init__(self) -> None:
+        self._spare: list[np.ndarray] = []
+
+    def __call__(self, size: int) -> np.ndarray:
+        """An array of bytes; what its elements are is not known."""
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = np.empty(0, np.uint8)
+        if memory.size < size:
+            memory = np.empty(size, np.uint8)
+        owner = _Owner(memory[:size])
+        weakref.finalize(owner, self._back, memory).atexit = False
+        return np.asarray(owner)
+
+    def _back(self, memory: np.ndarray) -> None:
+        if len(self._spare) < 2:
+            self._spare.append(memory)
+
+
+class _Owner:
+    """What an array and all views of it refer to, and nothing else does."""
+
+    def __init__(self, memory: np.ndarray):
+        self.__array_interface__ = memory.__array_interface__
 
 
 def specs(source: Any) -> Any:
