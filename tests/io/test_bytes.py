@@ -26,6 +26,70 @@ def file(tmp_path):
     return tmp_path / "x"
 
 
+@pytest.fixture
+def passed(tmp_path, monkeypatch):
+    """Reads a few bytes of a file, and gives what the system was told of that."""
+    monkeypatch.setattr(_bytes, "PASSING", 8)
+    (tmp_path / "y").write_bytes(bytes(range(100)))
+    said = []
+    monkeypatch.setattr(_bytes.os, "posix_fadvise", lambda file, *what: said.append(what))
+
+    def read_of(count=8):
+        said.clear()
+        assert read(FileBytes(str(tmp_path / "y")), 10, count) == bytes(range(10, 10 + count))
+        return said
+
+    return read_of
+
+
+def test_what_was_not_cached_before_is_not_left_there(passed, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_bytes, "_is_cached", lambda file, offset: asked.append(offset))
+    assert passed() == [] and asked == []
+    with _bytes.once():
+        assert passed() == [(10, 8, os.POSIX_FADV_DONTNEED)]
+        assert asked == [17], "the end: the system may have read ahead to the beginning"
+        assert passed(7) == []
+        monkeypatch.setattr(_bytes, "_is_cached", lambda file, offset: True)
+        assert passed() == []
+    assert passed() == []
+
+
+@pytest.mark.parametrize("error, known", [(BlockingIOError(), False), (OSError(95, "unsupported"), True), (None, True)])
+def test_whether_a_byte_is_cached(error, known, monkeypatch):
+    said = []
+    monkeypatch.setattr(_bytes.os, "posix_fadvise", lambda file, start, length, advice: said.append((file, advice)))
+
+    def preadv(file, buffers, offset, flags):
+        assert (file, offset, flags) == (3, 14, os.RWF_NOWAIT) and len(buffers[0]) == 1
+        assert said == [(3, os.POSIX_FADV_RANDOM)]
+        if error:
+            raise error
+        return 1
+
+    monkeypatch.setattr(_bytes.os, "preadv", preadv)
+    assert _bytes._is_cached(3, 14) is known
+    assert said == [(3, os.POSIX_FADV_RANDOM), (3, os.POSIX_FADV_NORMAL)]
+    monkeypatch.delattr(_bytes.os, "RWF_NOWAIT")
+    assert _bytes._is_cached(3, 14) is True, "systems without it"
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_after_one_pass_the_cache_is_as_if_nothing_had_been_read(tmp_path, warm):
+    size, cached = 4 * _bytes.PASSING, []
+    for name in ("read", "not read"):
+        (tmp_path / name).write_bytes(bytes(size))
+        with open(tmp_path / name, "rb+") as file:
+            os.fsync(file.fileno())
+            if not warm:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if name == "read":
+                with _bytes.once():
+                    assert read(FileBytes(str(tmp_path / name)), 0, size) == bytes(size)
+            cached.append(_bytes._is_cached(file.fileno(), size // 2))
+    assert cached[0] is cached[1] and cached[0] in (warm, True)  # True: a file system that lies in memory
+
+
 def test_every_source_reads_alike(file):
     for source in (
         FileBytes(str(file)),

@@ -196,7 +196,7 @@ def test_large_leaves_are_read_into_the_same_memory(large, monkeypatch):
     monkeypatch.setattr(
         type(one),
         "read_into",
-        lambda self, path, out: places.append((self, out.ctypes.data)) or read_into(self, path, out),
+        lambda self, path, out, **once: places.append((self, out.ctypes.data)) or read_into(self, path, out, **once),
     )
     merge = leafwise(soup, [one, two])
     merge["d"]  # the largest comes first here; memory grows with what is asked for
@@ -257,11 +257,12 @@ def watched(source, monkeypatch, act=lambda path: None):
     """What leaves are read of a source, and the places where they are put; ``act`` is called before each."""
     found, held, read_into = [], [], type(source).read_into
 
-    def read(self, path, out):
+    def read(self, path, out, once):
+        assert once
         act(path)
         found.append((self, path, out.ctypes.data))
         held.append(out)  # so that nothing else comes to lie there
-        read_into(self, path, out)
+        read_into(self, path, out, once=once)
 
     monkeypatch.setattr(type(source), "read_into", read)
     return found

@@ -8,12 +8,44 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Protocol
 
 from transferjax._errors import CheckpointError
 
 PIECE = 1 << 24
 """Bytes handled at once when a file is hashed or checked: 16 MiB."""
+PASSING = 1 << 22
+"""Reads of fewer bytes stay in the system's file cache: 4 MiB."""
+_ONCE: ContextVar[bool] = ContextVar("once", default=False)
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """Large reads of files in the body leave nothing in the system's file cache that was not there before.
+
+    What streams through many gigabytes then drives out nothing of others, and the system takes the same memory again.
+    """
+    token = _ONCE.set(True)
+    try:
+        yield
+    finally:
+        _ONCE.reset(token)
+
+
+def _is_cached(file: int, offset: int) -> bool:
+    """Whether a byte of an open file is in the system's file cache; also where the system cannot tell."""
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # to look at it must not begin to read what comes after it
+        try:
+            os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT)
+        finally:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_NORMAL)
+    except BlockingIOError:
+        return False
+    except (AttributeError, OSError):
+        return True
+    return True
 
 
 class Bytes(Protocol):
@@ -70,6 +102,7 @@ class FileBytes:
         with self._guard(), open(self.path, "rb") as file:
             if _identity(file.fileno()) != self._identity:
                 raise CheckpointError(f"{self.where} was changed after it was opened. Open it again.")
+            passing = _ONCE.get() and len(out) >= PASSING and not _is_cached(file.fileno(), offset + len(out) - 1)
             file.seek(offset)
             done = 0
             while done < len(out):
@@ -77,6 +110,8 @@ class FileBytes:
                 if not count:
                     raise CheckpointError(f"{self.where} ended at byte {offset + done} while it was being read.")
                 done += count
+            if passing:
+                os.posix_fadvise(file.fileno(), offset, done, os.POSIX_FADV_DONTNEED)
 
     def sha256(self) -> str:
         """The sha256 of the whole file, as hexadecimal digits."""

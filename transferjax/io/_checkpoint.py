@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from transferjax._errors import CheckpointError, describe, nearest_hint
 from transferjax.io._boxes import c_strides, normalise
+from transferjax.io._bytes import once as read_once
 from transferjax.io._manifest import Manifest, dtype_of
 from transferjax.io._reader import Entry, Reader, box_into
 
@@ -93,12 +95,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
         out = entry.box(low, high) if self._manifest is None else self._manifest.read(path, entry, low, high)
         return out if index is None else np.asarray(out[inner], order="C")  # copied only where it is not contiguous
 
-    def read_into(self, path: str, out: np.ndarray) -> None:
+    def read_into(self, path: str, out: np.ndarray, *, once: bool = False) -> None:
         """One array into memory that is there: what reads many large ones spares the system new memory for each.
 
         Args:
           path: the name in the file.
           out: a C-contiguous numpy array of its shape and dtype. After an error its content is undefined.
+          once: whether it is not read again soon: then the system's file cache keeps only what it had of it before.
 
         Raises:
           CheckpointError: no such name, ``out`` is no such array, or damaged bytes.
@@ -118,10 +121,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 f"np.empty({tuple(spec.shape)}, {spec.dtype.name!r})."
             )
         low = (0,) * out.ndim
-        if self._manifest is None:
-            box_into(entry, low, out.shape, out)
-        else:
-            self._manifest.read(path, entry, low, out.shape, out)
+        with read_once() if once else contextlib.nullcontext():
+            if self._manifest is None:
+                box_into(entry, low, out.shape, out)
+            else:
+                self._manifest.read(path, entry, low, out.shape, out)
 
     def sliceable(self, path: str) -> bool:
         """Whether a part of an array costs about its share: it is stored in C order and not compressed as one piece."""
