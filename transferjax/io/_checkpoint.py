@@ -101,7 +101,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         Args:
           path: the name in the file.
           out: a C-contiguous numpy array of its shape and dtype. After an error its content is undefined.
-          once: whether it is not read again soon: then the system's file cache keeps only what it had of it before.
+          once: whether it is not read again soon: then the system's file cache keeps only what it had of it before. It
+            changes nothing for small arrays, for Orbax, and where the system cannot tell.
 
         Raises:
           CheckpointError: no such name, ``out`` is no such array, or damaged bytes.
